@@ -1,0 +1,40 @@
+"""Core's options, one group a file."""
+
+from miles_core.config.algorithm import AlgorithmOptions
+from miles_core.config.checkpoint import CheckpointOptions
+from miles_core.config.cluster import ClusterOptions
+from miles_core.config.data import DataOptions
+from miles_core.config.evaluation import EvaluationOptions
+from miles_core.config.plugins import PluginOptions
+from miles_core.config.reward import RewardOptions
+from miles_core.config.rollout import RolloutOptions
+from miles_core.config.run import RunOptions
+from miles_core.config.training import TrainingOptions
+
+CORE_GROUPS: tuple[type, ...] = (
+    PluginOptions,
+    ClusterOptions,
+    RolloutOptions,
+    DataOptions,
+    RewardOptions,
+    AlgorithmOptions,
+    TrainingOptions,
+    EvaluationOptions,
+    CheckpointOptions,
+    RunOptions,
+)
+"""All of core's option groups, in the order of ``--help``."""
+
+__all__ = [
+    "CORE_GROUPS",
+    "AlgorithmOptions",
+    "CheckpointOptions",
+    "ClusterOptions",
+    "DataOptions",
+    "EvaluationOptions",
+    "PluginOptions",
+    "RewardOptions",
+    "RolloutOptions",
+    "RunOptions",
+    "TrainingOptions",
+]

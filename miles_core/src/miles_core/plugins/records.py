@@ -1,0 +1,87 @@
+"""Records: what a plugin offers, said without importing anything heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """One implementation that a plugin offers.
+
+    Attributes:
+        name: the name that users type; equal to the entry point's name.
+        create: ``package.module:attribute``, imported in the process that needs it and called with the run's ``Config``.
+        options: frozen dataclass of the implementation's options, or None.
+        summary: one line for ``miles plugins list``.
+        capabilities: names of optional abilities, see the protocol of the kind.
+    """
+
+    name: str
+    create: str
+    options: type | None = None
+    summary: str = ""
+    capabilities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class BackendRecord(Record):
+    """A training backend (:class:`miles_core.protocols.TrainingBackend`). Capabilities: ``cpu``, ``cuda``, ``context_parallel``, ``critic``."""
+
+
+@dataclass(frozen=True)
+class EngineRecord(Record):
+    """A rollout engine (:class:`miles_core.protocols.RolloutEngine`). Capabilities: ``cpu``, ``cuda``, ``batch_stream``, ``shared_file``, ``cuda_ipc``, ``broadcast``."""
+
+
+@dataclass(frozen=True)
+class AdvantageRecord(Record):
+    """An advantage estimator (:class:`miles_core.protocols.Advantage`)."""
+
+
+@dataclass(frozen=True)
+class LossRecord(Record):
+    """A loss (:class:`miles_core.protocols.Loss`)."""
+
+
+@dataclass(frozen=True)
+class RewardRecord(Record):
+    """A reward (:class:`miles_core.protocols.Reward`)."""
+
+
+@dataclass(frozen=True)
+class FilterRecord(Record):
+    """A filter of sample groups (:class:`miles_core.protocols.Filter`)."""
+
+
+@dataclass(frozen=True)
+class MiddlewareRecord(Record):
+    """A router middleware (:class:`miles_core.protocols.RouterMiddleware`)."""
+
+
+@dataclass(frozen=True)
+class LoggerRecord(Record):
+    """A metric logger (:class:`miles_core.protocols.MetricLogger`)."""
+
+
+@dataclass(frozen=True)
+class CommandRecord(Record):
+    """A command of the CLI; ``create`` names a click command."""
+
+
+@dataclass(frozen=True)
+class AlgorithmRecord:
+    """A recipe for ``--algo``: which plugins make up an algorithm, and which defaults it changes.
+
+    ``defaults`` maps flags without dashes in front (``eps-clip-high``) to values.
+    """
+
+    name: str
+    advantage: str | None
+    loss: str
+    filters: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    options: type | None = None
+    summary: str = ""

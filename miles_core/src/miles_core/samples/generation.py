@@ -1,0 +1,64 @@
+"""Generation across the engine boundary: token ids in, token ids out."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class FinishReason(enum.StrEnum):
+    """Why a response ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample. Names are those of SGLang's ``sampling_params``.
+
+    ``temperature`` 0 is greedy. ``top_k`` -1 and ``top_p`` 1 are off. A stop string stays in the response.
+    ``sampling_seed`` makes the response a function of the prompt, the weights, the seed and the batch that it ran in.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = False
+    sampling_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One response to make. ``rid`` is unique in the run; ``input_ids`` are prompt ids plus any earlier response ids."""
+
+    rid: str
+    input_ids: Sequence[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """One response.
+
+    Attributes:
+        output_ids: new token ids, ``[R]``, including the end token when it was sampled.
+        log_probs: their log-probs under the sampling temperature, before top-p and top-k, ``[R]``.
+        weight_version: version of the weights that made them.
+        text: decoded ``output_ids``.
+    """
+
+    rid: str
+    output_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish_reason: FinishReason
+    weight_version: int
+    text: str
+    prompt_tokens: int = 0

@@ -1,0 +1,94 @@
+"""A sample: one prompt with one response, from the data set to the loss."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from miles_core.samples.score import Score, Scored
+
+
+class Status(enum.StrEnum):
+    """How far a sample came."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass
+class Sample:
+    """One prompt and one response. Token ids are append-only: text is never tokenised a second time.
+
+    Attributes:
+        index: running number of the sample in the run; unique.
+        group_index: running number of its prompt's group in the run; siblings share it.
+        prompt: text or chat messages, as read from the data.
+        prompt_ids: the prompt's token ids, made once.
+        response_ids: the response's token ids.
+        response: the response's text.
+        label: ground truth, as read from the data.
+        metadata: the row's metadata, and what hooks add.
+        loss_mask: per response token, 1 where it is trained on; None means all.
+        rollout_log_probs: per response token, the engine's log-prob; None when the engine made no token of it.
+        weight_versions: per response token, the version of the weights that made it, as ``(version, tokens)`` runs.
+        status: how generation ended.
+        score: the reward's answer; None before grading.
+        reward: the number picked from the score; None for a failed or ungraded sample.
+        removed: excluded from the loss by a sample filter; still counted in its group and in the batch.
+    """
+
+    index: int = -1
+    group_index: int = -1
+    prompt: str | list[dict[str, Any]] = ""
+    prompt_ids: list[int] = field(default_factory=list)
+    response_ids: list[int] = field(default_factory=list)
+    response: str = ""
+    label: Any = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    loss_mask: list[int] | None = None
+    rollout_log_probs: list[float] | None = None
+    weight_versions: list[tuple[int, int]] = field(default_factory=list)
+    status: Status = Status.PENDING
+    score: Score | None = None
+    reward: float | None = None
+    removed: bool = False
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and response ids, ``[P + R]``."""
+        return self.prompt_ids + self.response_ids
+
+    @property
+    def response_length(self) -> int:
+        """Response tokens, R."""
+        return len(self.response_ids)
+
+    @property
+    def failed(self) -> bool:
+        """Whether grading was tried and failed."""
+        return self.score is not None and not isinstance(self.score, Scored)
+
+    def train_mask(self) -> list[int]:
+        """The mask that the loss uses, ``[R]``: zeros for a removed or failed sample."""
+        if self.removed or self.failed:
+            return [0] * self.response_length
+        return list(self.loss_mask) if self.loss_mask is not None else [1] * self.response_length
+
+    def check(self) -> None:
+        """Raise ``ValueError`` when lengths disagree."""
+        r = self.response_length
+        for name, value in (("loss_mask", self.loss_mask), ("rollout_log_probs", self.rollout_log_probs)):
+            if value is not None and len(value) != r:
+                raise ValueError(f"sample {self.index}: {name} has {len(value)} entries for {r} response tokens")
+        versions = sum(n for _, n in self.weight_versions)
+        if self.weight_versions and versions != r:
+            raise ValueError(f"sample {self.index}: weight_versions cover {versions} of {r} response tokens")
+
+
+SampleGroup = Sequence[Sample]
+"""The n samples of one prompt."""

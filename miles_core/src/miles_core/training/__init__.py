@@ -1,0 +1,1 @@
+"""Training maths that every backend shares. Imports torch."""
