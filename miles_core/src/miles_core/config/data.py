@@ -32,8 +32,12 @@ class DataOptions:
     rollout_batch_size: int | None = option(None, flag="--rollout-batch-size", help="Prompts in a rollout. Required.")
     n_samples_per_prompt: int = option(1, flag="--n-samples-per-prompt", help="Responses per prompt.")
     global_batch_size: int | None = option(
-        None, flag="--global-batch-size", help="Samples in an optimizer step. Follows from --num-steps-per-rollout when that is set."
+        None,
+        flag="--global-batch-size",
+        help="Samples in an optimizer step. Follows from --num-steps-per-rollout when that is set.",
     )
     num_steps_per_rollout: int | None = option(
-        None, flag="--num-steps-per-rollout", help="Optimizer steps on one rollout. One when neither this nor --global-batch-size is set."
+        None,
+        flag="--num-steps-per-rollout",
+        help="Optimizer steps on one rollout. One when neither this nor --global-batch-size is set.",
     )

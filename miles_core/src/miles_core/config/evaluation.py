@@ -28,5 +28,7 @@ class EvaluationOptions:
     eval_max_response_len: int | None = option(
         None, flag="--eval-max-response-len", help="--rollout-max-response-len when not given."
     )
-    eval_max_prompt_len: int | None = option(None, flag="--eval-max-prompt-len", help="Longer evaluation prompts are dropped, and counted.")
+    eval_max_prompt_len: int | None = option(
+        None, flag="--eval-max-prompt-len", help="Longer evaluation prompts are dropped, and counted."
+    )
     eval_min_new_tokens: int | None = option(None, flag="--eval-min-new-tokens", help="Fewest tokens of an evaluation response.")

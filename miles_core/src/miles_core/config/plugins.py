@@ -36,5 +36,8 @@ class PluginOptions:
         [], flag="--block-plugins", metavar="DIST|NAME", help="Distributions or dist:name plugins that must not be imported."
     )
     allow_plugins: list[str] = option(
-        [], flag="--allow-plugins", metavar="DIST|NAME", help="When given, only these distributions or dist:name plugins may be imported."
+        [],
+        flag="--allow-plugins",
+        metavar="DIST|NAME",
+        help="When given, only these distributions or dist:name plugins may be imported.",
     )

@@ -25,9 +25,7 @@ class RolloutOptions:
     rollout_max_prompt_len: int | None = option(
         None, flag="--rollout-max-prompt-len", help="Most tokens of a prompt; longer ones are dropped from the data, and counted."
     )
-    rollout_max_response_len: int | None = option(
-        None, flag="--rollout-max-response-len", help="Most tokens of a response."
-    )
+    rollout_max_response_len: int | None = option(None, flag="--rollout-max-response-len", help="Most tokens of a response.")
     rollout_skip_special_tokens: bool = option(
         False, flag="--rollout-skip-special-tokens", help="Leave special tokens out of the response's text (never out of its ids)."
     )
@@ -38,13 +36,17 @@ class RolloutOptions:
     rollout_shuffle: bool = option(False, flag="--rollout-shuffle", help="Shuffle the prompts anew every epoch.")
     rollout_seed: int = option(42, flag="--rollout-seed", help="Seed of shuffling and sampling.")
     rollout_request_timeout: float = option(
-        600.0, flag="--rollout-request-timeout", help="Seconds that an engine may take over one batch of requests without any answer."
+        600.0,
+        flag="--rollout-request-timeout",
+        help="Seconds that an engine may take over one batch of requests without any answer.",
     )
     update_weight_buffer_size: int = option(
         536870912, flag="--update-weight-buffer-size", help="Size of one bucket of published weights, in bytes."
     )
     check_weight_update_equal: bool = option(
-        False, flag="--check-weight-update-equal", help="After every publish compare each engine's weights with the trainer's, by SHA-256."
+        False,
+        flag="--check-weight-update-equal",
+        help="After every publish compare each engine's weights with the trainer's, by SHA-256.",
     )
     logprob_diff_warn: float = option(
         0.05,

@@ -14,9 +14,14 @@ class TrainingOptions:
     lr: float = option(1e-6, flag="--lr", help="Learning rate.")
     min_lr: float = option(0.0, flag="--min-lr", help="Learning rate at the end of the decay.")
     lr_decay_style: str = option(
-        "constant", flag="--lr-decay-style", choices=("constant", "linear", "cosine", "inverse-square-root"), help="Shape of the decay."
+        "constant",
+        flag="--lr-decay-style",
+        choices=("constant", "linear", "cosine", "inverse-square-root"),
+        help="Shape of the decay.",
     )
-    lr_decay_iters: int | None = option(None, flag="--lr-decay-iters", help="Optimizer steps of the decay; the whole run when not given.")
+    lr_decay_iters: int | None = option(
+        None, flag="--lr-decay-iters", help="Optimizer steps of the decay; the whole run when not given."
+    )
     lr_warmup_iters: int = option(0, flag="--lr-warmup-iters", help="Optimizer steps of linear warm-up from 0.")
     lr_warmup_fraction: float | None = option(
         None, flag="--lr-warmup-fraction", help="Warm-up as a share of the decay's steps; takes the place of --lr-warmup-iters."
@@ -38,10 +43,14 @@ class TrainingOptions:
         False, flag="--use-dynamic-batch-size", help="Fill micro-batches by tokens, up to --max-tokens-per-gpu, not by samples."
     )
     max_tokens_per_gpu: int | None = option(
-        None, flag="--max-tokens-per-gpu", help="Most tokens of prompt and response in a micro-batch, with --use-dynamic-batch-size."
+        None,
+        flag="--max-tokens-per-gpu",
+        help="Most tokens of prompt and response in a micro-batch, with --use-dynamic-batch-size.",
     )
     log_probs_max_tokens_per_gpu: int | None = option(
-        None, flag="--log-probs-max-tokens-per-gpu", help="The same cap for passes without gradients; --max-tokens-per-gpu when not given."
+        None,
+        flag="--log-probs-max-tokens-per-gpu",
+        help="The same cap for passes without gradients; --max-tokens-per-gpu when not given.",
     )
     log_probs_chunk_size: int = option(
         -1, flag="--log-probs-chunk-size", help="Rows of logits to turn into log-probs at a time; -1 takes all."

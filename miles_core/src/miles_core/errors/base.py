@@ -19,9 +19,7 @@ class MilesError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, code: str, what: str, *, owner: str = "", why: str = "", fix: str = "", **data: object
-    ) -> None:
+    def __init__(self, code: str, what: str, *, owner: str = "", why: str = "", fix: str = "", **data: object) -> None:
         self.code = code
         self.what = what
         self.owner = owner
@@ -43,9 +41,7 @@ class MilesError(Exception):
         return _rebuild, (type(self), self.code, self.what, self.owner, self.why, self.fix, self.data)
 
 
-def _rebuild(
-    kind: type[MilesError], code: str, what: str, owner: str, why: str, fix: str, data: dict[str, object]
-) -> MilesError:
+def _rebuild(kind: type[MilesError], code: str, what: str, owner: str, why: str, fix: str, data: dict[str, object]) -> MilesError:
     error = kind.__new__(kind)
     MilesError.__init__(error, code, what, owner=owner, why=why, fix=fix, **data)
     return error

@@ -96,7 +96,7 @@ def options_of(group: type, owner: str) -> list[Option]:
             raise TypeError(f"{group.__qualname__}.{field.name} is not declared with option(...)")
         kind, optional = _without_none(hints[field.name])
         flag = declared.flag or f"--{owner}-{field.name}".replace("_", "-")
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[operator]
         found.append(Option(owner, group, field.name, flag, kind, optional, default, declared))
     return found
 

@@ -28,12 +28,19 @@ class Record:
 
 @dataclass(frozen=True)
 class BackendRecord(Record):
-    """A training backend (:class:`miles_core.protocols.TrainingBackend`). Capabilities: ``cpu``, ``cuda``, ``context_parallel``, ``critic``."""
+    """A training backend (:class:`miles_core.protocols.TrainingBackend`).
+
+    Capabilities: ``cpu``, ``cuda``, ``context_parallel``, ``critic``.
+    """
 
 
 @dataclass(frozen=True)
 class EngineRecord(Record):
-    """A rollout engine (:class:`miles_core.protocols.RolloutEngine`). Capabilities: ``cpu``, ``cuda``, ``batch_stream``, ``shared_file``, ``cuda_ipc``, ``broadcast``."""
+    """A rollout engine (:class:`miles_core.protocols.RolloutEngine`).
+
+    Capabilities: ``cpu``, ``cuda``; ``batch_stream`` (one HTTP call takes many requests and answers each as it ends); and the
+    weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``disk``.
+    """
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class AdvantageRecord(Record):
 
 @dataclass(frozen=True)
 class LossRecord(Record):
-    """A loss (:class:`miles_core.protocols.Loss`)."""
+    """A loss (:class:`miles_core.protocols.Loss`). Capability ``supervised``: responses come from the data, no engine is needed."""
 
 
 @dataclass(frozen=True)

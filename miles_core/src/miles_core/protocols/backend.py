@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable  # noqa: F401 - used by LossCallback
+    from collections.abc import Callable
 
     import torch
     import torch.distributed as dist
@@ -121,9 +121,7 @@ class TrainingBackend(Protocol):
         """
         ...
 
-    def train_step(
-        self, micro_batches: Sequence[MicroBatch], request: OutputRequest, loss: LossCallback
-    ) -> StepReport:
+    def train_step(self, micro_batches: Sequence[MicroBatch], request: OutputRequest, loss: LossCallback) -> StepReport:
         """One optimizer step over all micro-batches: forward, callback, backward for each, then clip, step, schedule.
 
         The gradient is the **sum** over micro-batches and over data-parallel ranks of the gradients of the callback's scalars:

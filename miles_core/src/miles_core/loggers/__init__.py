@@ -1,0 +1,1 @@
+"""The metric loggers that ship with core."""

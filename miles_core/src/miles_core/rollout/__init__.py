@@ -1,0 +1,1 @@
+"""Generation, grading and conversion to training rows."""

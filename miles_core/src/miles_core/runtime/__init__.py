@@ -1,0 +1,1 @@
+"""Processes of a run: the plan, placement, actors, supervision and the loop."""

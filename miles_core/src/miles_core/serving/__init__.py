@@ -1,0 +1,1 @@
+"""The HTTP surface of engines: wire format, server and client."""

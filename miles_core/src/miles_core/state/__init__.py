@@ -1,0 +1,1 @@
+"""The run state on disk: atomic saves and resuming."""

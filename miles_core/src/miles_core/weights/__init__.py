@@ -1,0 +1,1 @@
+"""Publishing weights from trainer to engines as a transaction."""
