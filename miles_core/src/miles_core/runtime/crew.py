@@ -1,0 +1,178 @@
+"""The processes of a run, started on their devices, and calls to all of a kind at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from miles_core.config import TrainingOptions
+from miles_core.options import Config
+from miles_core.protocols import EngineLaunch
+from miles_core.runtime.cluster import Cluster
+from miles_core.runtime.engine_process import EngineProcess
+from miles_core.runtime.identity import ProcessIdentity
+from miles_core.runtime.plan import PlacementPlan, RunPlan
+from miles_core.runtime.rollout_process import RolloutProcess
+from miles_core.runtime.supervisor import Supervisor
+from miles_core.runtime.trainer_process import TrainerProcess
+from miles_core.runtime.watch import GROUPS
+
+TRAINER_SHARE = 0.4
+ENGINE_SHARE = 0.2
+START_TIMEOUT = 1800.0
+
+
+@dataclass
+class Crew:
+    """All processes of a run.
+
+    Attributes:
+        trainers: one actor per rank.
+        engines: one actor per engine.
+        rollout: the rollout manager's actor.
+        data_size: data-parallel ranks among the trainers.
+        info: what the rollout manager found in the data.
+    """
+
+    plan: RunPlan
+    supervisor: Supervisor
+    trainers: list[Any] = field(default_factory=list)
+    engines: list[Any] = field(default_factory=list)
+    rollout: Any = None
+    data_size: int = 1
+    info: Any = None
+    _progress: Any = None
+
+    def all_trainers(self, method: str, *args: Any, what: str, poll: Callable[[], None] | None = None) -> list[Any]:
+        """Call a method on every rank at once."""
+        return self.supervisor.wait([getattr(t, method).remote(*args) for t in self.trainers], what, poll=poll)
+
+    def all_engines(self, method: str, *args: Any, what: str) -> list[Any]:
+        """Call a method of every engine at once."""
+        return self.supervisor.wait([e.call.remote(method, *args) for e in self.engines], what)
+
+    def manager(self, method: str, *args: Any, what: str, poll: Callable[[], None] | None = None) -> Any:
+        """Call a method of the rollout manager."""
+        return self.supervisor.wait([getattr(self.rollout, method).remote(*args)], what, poll=poll)[0]
+
+    def manager_progress(self) -> dict[str, Any] | None:
+        """How far generation is, without waiting: the latest answer, or None."""
+        if self._progress is None:
+            self._progress = self.rollout.progress.remote()
+            return None
+        ready, _ = ray.wait([self._progress], timeout=0)
+        if not ready:
+            return None
+        answer: dict[str, Any] = ray.get(self._progress)
+        self._progress = None
+        return answer
+
+    def reads(self) -> set[str]:
+        """Flags that any process of the run read."""
+        refs = [actor.reads.remote() for actor in [*self.trainers, *self.engines, self.rollout]]
+        return set().union(*self.supervisor.wait(refs, "option reads", 30))
+
+    def close(self) -> None:
+        """Let every process end well."""
+        refs = [t.close.remote() for t in self.trainers] + [e.call.remote("stop") for e in self.engines]
+        self.supervisor.wait([*refs, self.rollout.close.remote()], "processes to end", 60)
+
+
+def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
+    """Start every process, all at once, and wait until each is ready."""
+    run_dir = plan.run_dir
+    supervisor = Supervisor(cluster, run_dir)
+    crew = Crew(plan, supervisor)
+    placement = plan.placement
+    slots = _slots(cluster, placement)
+    trainer_env = _environment(placement, placement.trainers)
+    engine_env = _environment(placement, max(placement.engines, 1))
+
+    for rank in range(placement.trainers):
+        identity = ProcessIdentity("trainer", rank, run_dir, trainer_env)
+        actor = _on(TrainerProcess, placement, slots[rank], TRAINER_SHARE).remote(identity, config, plan)
+        crew.trainers.append(actor)
+        supervisor.watch(identity, actor)
+    first = 0 if placement.colocate else placement.trainers
+    for rank in range(placement.engines):
+        assert plan.plugins.engine is not None
+        identity = ProcessIdentity("engine", rank, run_dir, engine_env)
+        slot = slots[first + rank * placement.devices_per_engine]
+        actor = _on(EngineProcess, placement, slot, ENGINE_SHARE).remote(identity, config, plan.plugins.engine)
+        crew.engines.append(actor)
+        supervisor.watch(identity, actor)
+    identity = ProcessIdentity("rollout", 0, run_dir, {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    crew.rollout = ray.remote(RolloutProcess).options(num_cpus=0).remote(identity, config, plan)
+    supervisor.watch(identity, crew.rollout)
+    supervisor.learn_pids()
+
+    seed = config.get(TrainingOptions).seed
+    spans_nodes = len(ray.nodes()) > 1
+    starts = [
+        engine.start.remote(
+            EngineLaunch(
+                rank=rank,
+                model=plan.checkpoint,
+                seed=seed + rank,
+                memory_saver=placement.offload_rollout,
+                host=_host(spans_nodes),
+                log_dir=run_dir / "logs",
+            )
+        )
+        for rank, engine in enumerate(crew.engines)
+    ]
+    address = supervisor.wait([crew.trainers[0].rendezvous.remote(spans_nodes)], "trainer-0", START_TIMEOUT)[0]
+    setups = [t.setup.remote(address) for t in crew.trainers]
+    urls = supervisor.wait(starts, "engines to start", START_TIMEOUT)
+    crew.info = supervisor.wait([crew.rollout.start.remote(urls)], "the rollout manager to start", START_TIMEOUT)[0]
+    infos: Sequence[dict[str, Any]] = supervisor.wait(setups, "trainers to load the model", START_TIMEOUT)
+    crew.data_size = infos[0]["data_size"]
+    return crew
+
+
+def _on(process: type, placement: PlacementPlan, slot: PlacementGroupSchedulingStrategy, share: float) -> Any:
+    resources: dict[str, Any] = {"num_cpus": share}
+    if placement.device == "cuda":
+        resources["num_gpus"] = share
+    return ray.remote(concurrency_groups=GROUPS)(process).options(scheduling_strategy=slot, **resources)
+
+
+def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
+    """Processes of one kind work at the same time and share the machine's cores; the kinds take turns."""
+    env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
+    if placement.device == "cpu":
+        env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // concurrent))
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    return env
+
+
+def _host(spans_nodes: bool) -> str:
+    """Processes of one node talk over loopback, and nobody else can reach them."""
+    if not spans_nodes:
+        return "127.0.0.1"
+    return os.environ.get("MILES_HOST_IP") or str(ray.util.get_node_ip_address())
+
+
+def _slots(cluster: Cluster, placement: PlacementPlan) -> list[PlacementGroupSchedulingStrategy]:
+    """One scheduling slot per device, ordered by node and device id, so that neighbours share a node."""
+    slots = [
+        PlacementGroupSchedulingStrategy(cluster.group, placement_group_bundle_index=i, placement_group_capture_child_tasks=True)
+        for i in range(placement.devices)
+    ]
+    if len(ray.nodes()) == 1 and placement.device == "cpu":
+        return slots
+
+    def where() -> tuple[list[int], list[str]]:
+        address = ray.util.get_node_ip_address()
+        return [int(part) if part.isdigit() else ord(part[0]) for part in address.split(".")], ray.get_gpu_ids()
+
+    share = {"num_gpus": TRAINER_SHARE} if placement.device == "cuda" else {}
+    probes = [ray.remote(where).options(num_cpus=0.1, scheduling_strategy=slot, **share).remote() for slot in slots]
+    places = ray.get(probes, timeout=120)
+    order = sorted(range(len(slots)), key=lambda i: (places[i][0], [int(g) for g in places[i][1]]))
+    return [slots[i] for i in order]

@@ -1,0 +1,139 @@
+"""The driver of a run: connects the cluster, starts the processes, runs the loop, and takes everything down again."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from miles_core.config import CheckpointOptions, ClusterOptions
+from miles_core.errors import MilesError
+from miles_core.options.export import unread_report, write_config, write_lock
+from miles_core.plugins import create, events
+
+if TYPE_CHECKING:
+    from miles_core.options import Config
+    from miles_core.plugins import PluginHost
+    from miles_core.runtime.plan import RunPlan
+
+
+def run(config: Config, plan: RunPlan, host: PluginHost) -> int:
+    """Run to the end.
+
+    Returns:
+        The exit code: 0, or 130 when interrupted.
+
+    Raises:
+        MilesError: the run failed. Whatever it had started has ended by then.
+    """
+    from miles_core.loggers.progress import Progress
+
+    run_dir = plan.run_dir
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    for stale in (run_dir / "logs").glob("*.failure.json"):
+        stale.unlink()
+    write_config(config, run_dir / "config.yaml")
+    write_lock(plan, run_dir / "plugins.lock.json")
+    progress = Progress(plan.batch.num_rollout)
+    try:
+        with _interruptible():
+            _run(config, plan, host, progress)
+    except KeyboardInterrupt:
+        progress.message("interrupted; every process of the run has ended")
+        return 130
+    except MilesError as error:
+        trace = error.data.get("traceback")
+        if trace:
+            progress.message(f"first failure, in {error.data.get('process')}:\n{trace}")
+        raise
+    finally:
+        progress.close()
+    return 0
+
+
+def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None:
+    from miles_core.loggers.summary import write_summary
+    from miles_core.runtime.cluster import connect
+    from miles_core.runtime.crew import start_crew
+    from miles_core.runtime.loop import Loop
+    from miles_core.runtime.reaper import Reaper
+    from miles_core.runtime.saving import Saver, read_progress
+    from miles_core.weights.transports import run_folder
+
+    started = time.perf_counter()
+    loggers = [create(ref, config) for ref in plan.plugins.loggers]
+    loop = None
+    error: BaseException | None = None
+    reaper = Reaper()
+    cluster = None
+    try:
+        reaper.adopt_folder(run_folder(plan.run_dir))
+        progress.phase("start")
+        cluster = connect(plan.placement, config.get(ClusterOptions).ray_address, reaper)
+        crew = start_crew(config, plan, cluster)
+        for line in crew.info.notices:
+            progress.message(line)
+        first, version = 0, 0
+        if plan.resume_from is not None:
+            done, version, state = read_progress(plan.resume_from)
+            first = done + 1
+            crew.manager("load_state", state, what="the rollout manager to resume")
+            progress.message(f"resumed from {plan.resume_from}, after rollout {done}")
+        for logger in loggers:
+            logger.start(str(plan.run_dir), {o.flag: v.value for o, v in config.items() if not o.declared.secret})
+        host.broadcast(events.RunStart(config, plan.run_dir, plan.batch.num_rollout, first - 1 if first else None))
+        progress.resume(first)
+
+        def log(metrics: Mapping[str, float], step: int) -> None:
+            for logger in loggers:
+                logger.log(metrics, step)
+
+        saver = Saver(config, plan, crew)
+        loop = Loop(config, plan, crew, saver, progress, log, host, first, version)
+        loop.history.seconds["start"] = time.perf_counter() - started
+        loop.run()
+        save_hf = config.get(CheckpointOptions).save_hf
+        if save_hf:
+            progress.phase("save")
+            crew.all_trainers("onload", what="trainers to load")
+            crew.all_trainers("export_hf", Path(save_hf), what="trainers to export the model")
+        for line in unread_report(config, crew.reads()):
+            progress.message(line)
+        crew.close()
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        try:
+            if cluster is not None:
+                cluster.close()
+            elif reaper.alive:
+                reaper.end_all()
+        finally:
+            reaper.dismiss()
+            for logger in loggers:
+                logger.close()
+            rollouts = loop.history.rollouts if loop is not None else 0
+            host.broadcast(events.RunEnd(plan.run_dir, rollouts, error))
+    progress.close()
+    write_summary(plan, loop.history, config.get(CheckpointOptions), time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the run like Ctrl-C does: with everything taken down."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.stdout.flush()

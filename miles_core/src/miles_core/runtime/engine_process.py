@@ -1,0 +1,38 @@
+"""An engine's process: one Ray actor around a plugin's :class:`miles_core.protocols.RolloutEngine`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from miles_core.options import Config
+from miles_core.plugins.refs import PluginRef
+from miles_core.protocols import EngineLaunch
+from miles_core.runtime.identity import ProcessIdentity, recorded
+from miles_core.runtime.watch import Watched
+
+
+class EngineProcess(Watched):
+    """Starts an engine and passes calls on to it."""
+
+    def __init__(self, identity: ProcessIdentity, config: Config, engine: PluginRef) -> None:
+        super().__init__(identity)
+        self.config = config
+        self._ref = engine
+
+    @recorded
+    def start(self, launch: EngineLaunch) -> str:
+        """Start the engine on this process's devices; returns its URL."""
+        import dataclasses
+
+        from miles_core.plugins import create
+
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        devices = tuple(int(d) for d in visible.split(",") if d.strip().isdigit())
+        self._engine: Any = create(self._ref, self.config)
+        return str(self._engine.start(dataclasses.replace(launch, devices=devices)))
+
+    @recorded
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the engine."""
+        return getattr(self._engine, method)(*args)

@@ -1,0 +1,194 @@
+"""The synchronous loop: generate, train, save, publish, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from miles_core.config import EvaluationOptions, RunOptions
+from miles_core.errors import RunError
+from miles_core.plugins import events
+
+if TYPE_CHECKING:
+    from miles_core.loggers.progress import Progress
+    from miles_core.options import Config
+    from miles_core.plugins import PluginHost
+    from miles_core.runtime.crew import Crew
+    from miles_core.runtime.plan import RunPlan
+    from miles_core.runtime.saving import Saver
+
+
+@dataclass
+class History:
+    """What the end-of-run summary shows: every logged metric by name, as ``(step, value)``, and seconds by phase."""
+
+    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    rollouts: int = 0
+
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Remember logged metrics."""
+        for name, value in metrics.items():
+            self.metrics.setdefault(name, []).append((step, float(value)))
+
+
+@dataclass
+class Loop:
+    """One run of the synchronous loop over started processes."""
+
+    config: Config
+    plan: RunPlan
+    crew: Crew
+    saver: Saver
+    progress: Progress
+    log: Callable[[Mapping[str, float], int], None]
+    host: PluginHost
+    first: int
+    version: int
+    history: History = field(default_factory=History)
+    _timers: dict[str, float] = field(default_factory=dict)
+    _skipped: int = 0
+
+    def run(self) -> None:
+        """Rollouts ``first`` to the plan's last, one after the other."""
+        total = self.plan.batch.num_rollout
+        self.publish(self.first - 1)
+        if self._evaluates_before():
+            self.evaluate(self.first - 1)
+        for rollout_id in range(self.first, total):
+            started = time.perf_counter()
+            self._timers = {}
+            rollout = self.generate(rollout_id)
+            metrics = self.train(rollout_id, rollout)
+            if self.saver.due(rollout_id, total):
+                self.save(rollout_id)
+            self.publish(rollout_id)
+            self._finish(rollout_id, {**rollout["metrics"], **metrics}, time.perf_counter() - started)
+            if self._evaluates_after(rollout_id, total):
+                self.evaluate(rollout_id)
+
+    def generate(self, rollout_id: int) -> dict[str, Any]:
+        """Sample, grade and convert one rollout."""
+        with self._phase("rollout"):
+            rollout: dict[str, Any] = self.crew.manager(
+                "generate", rollout_id, self.crew.data_size, what=f"rollout {rollout_id}", poll=self._show_generation
+            )
+        self.host.broadcast(events.RolloutEnd(rollout_id, rollout["metrics"]))
+        return rollout
+
+    def train(self, rollout_id: int, rollout: dict[str, Any]) -> dict[str, float]:
+        """Optimizer steps on one rollout; returns the rollout's metrics of the trainers."""
+        placement = self.plan.placement
+        with self._phase("offload"):
+            if placement.offload_rollout and self.crew.engines:
+                self.crew.all_engines("release_memory", what="engines to release memory")
+            if placement.offload_train:
+                self.crew.all_trainers("onload", what="trainers to load")
+        with self._phase("train"):
+            reports = self.crew.all_trainers("train", rollout["batches"], what=f"training on rollout {rollout_id}")
+        report = next(r for r in reports if r is not None and r.reports)
+        self._count_skipped(rollout_id, report.skipped)
+        for step, metrics in enumerate(report.metrics_per_step):
+            self._log(metrics, rollout_id * self.plan.batch.steps_per_rollout + step)
+        last = report.metrics_per_step[-1] if report.metrics_per_step else {}
+        self.host.broadcast(events.TrainEnd(rollout_id, last))
+        return {**report.rollout_metrics, **{f"perf/{name}_time": s for name, s in report.seconds.items()}, **last}
+
+    def save(self, rollout_id: int) -> None:
+        """Save the run state."""
+        with self._phase("save"):
+            path = self.saver.save(rollout_id, self.version)
+        self.host.broadcast(events.CheckpointSaved(rollout_id, path))
+
+    def publish(self, rollout_id: int) -> None:
+        """Give the engines the trainers' weights as a new version."""
+        if not self.crew.engines:
+            return
+        placement = self.plan.placement
+        self.version += 1
+        with self._phase("publish"):
+            if placement.offload_rollout:
+                self.crew.all_engines("resume_memory", ["weights"], what="engines to take back weights")
+            reports = [
+                r for r in self.crew.all_trainers("publish", self.version, self.crew.engines, what="publishing weights") if r
+            ]
+            if placement.offload_train:
+                self.crew.all_trainers("offload", what="trainers to offload")
+            if placement.offload_rollout:
+                self.crew.all_engines("resume_memory", ["kv_cache"], what="engines to take back memory")
+        seconds = max(r.seconds for r in reports)
+        sent = sum(r.bytes for r in reports)
+        self._timers["publish_transfer"] = seconds
+        self.host.broadcast(events.WeightsPublished(rollout_id, self.version, seconds, sent))
+
+    def evaluate(self, rollout_id: int) -> None:
+        """Evaluate the published weights."""
+        with self._phase("evaluate"):
+            metrics = self.crew.manager("evaluate", rollout_id, what="evaluation", poll=self._show_generation)
+        self._log(metrics, rollout_id + 1)
+        self.progress.evaluated(rollout_id, metrics)
+        self.host.broadcast(events.EvalEnd(rollout_id, metrics))
+
+    def _evaluates_before(self) -> bool:
+        options = self.config.get(EvaluationOptions)
+        if options.eval_interval is None:
+            return False
+        if self.first == 0:
+            return not options.skip_eval_before_train
+        # The saved state is older than the evaluation that followed it: make up for one that the end of the run cut off.
+        return self._evaluates_after(self.first - 1, self.plan.batch.num_rollout)
+
+    def _evaluates_after(self, rollout_id: int, total: int) -> bool:
+        interval = self.config.get(EvaluationOptions).eval_interval
+        return interval is not None and ((rollout_id + 1) % interval == 0 or rollout_id == total - 1)
+
+    def _count_skipped(self, rollout_id: int, skipped: bool) -> None:
+        limit = self.config.get(RunOptions).max_skipped_rollouts
+        self._skipped = self._skipped + 1 if skipped else 0
+        if skipped:
+            self.progress.message(f"rollout {rollout_id}: no informative group (all rewards equal), no optimizer step")
+        if self._skipped >= limit:
+            raise RunError(
+                "M490",
+                f"{limit} rollouts in a row had no informative group",
+                owner="miles-core",
+                why="every reward of every group was equal, so that no sample carries a gradient",
+                fix="check the reward, use easier or harder prompts, more samples per prompt, or raise --max-skipped-rollouts",
+            )
+
+    def _finish(self, rollout_id: int, metrics: dict[str, float], step_seconds: float) -> None:
+        timers = self._timers
+        work = timers.get("rollout", 0.0) + timers.get("train", 0.0)
+        perf = {
+            "perf/step_time": step_seconds,
+            "perf/rollout_phase_time": timers.get("rollout", 0.0),
+            "perf/train_time": timers.get("train", 0.0),
+            "perf/update_weights_time": timers.get("publish", 0.0),
+            "perf/save_model_time": timers.get("save", 0.0),
+            "perf/overhead_ratio": max(0.0, step_seconds - work - timers.get("save", 0.0)) / step_seconds,
+        }
+        rollout = {name: value for name, value in metrics.items() if not name.startswith("train/")}
+        self._log({**rollout, **perf}, rollout_id)
+        self.history.rollouts += 1
+        self.progress.finish_rollout({**metrics, **perf})
+
+    def _log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.history.add(metrics, step)
+        self.log(metrics, step)
+
+    def _show_generation(self) -> None:
+        done = self.crew.manager_progress()
+        if done:
+            self.progress.advance(done["done"], done["total"])
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self.progress.phase(name)
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        self._timers[name] = self._timers.get(name, 0.0) + seconds
+        self.history.seconds[name] = self.history.seconds.get(name, 0.0) + seconds

@@ -1,0 +1,89 @@
+"""The rollout manager's process: an asynchronous Ray actor around :class:`miles_core.rollout.manager.RolloutManager`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from miles_core.config import TrainingOptions
+from miles_core.options import Config
+from miles_core.runtime.identity import ProcessIdentity, recorded_async
+from miles_core.runtime.plan import RunPlan
+
+
+class RolloutProcess:
+    """Generates, grades, and hands out training rows as one object per data-parallel rank."""
+
+    def __init__(self, identity: ProcessIdentity, config: Config, plan: RunPlan) -> None:
+        self.identity = identity
+        identity.assume()
+        self.config = config
+        self.plan = plan
+
+    async def pid(self) -> int:
+        """This process's id."""
+        return os.getpid()
+
+    async def sentinel(self) -> None:
+        """Never returns, see :class:`miles_core.runtime.watch.Watched`."""
+        await asyncio.Event().wait()
+
+    async def reads(self) -> frozenset[str]:
+        """Flags that this process read."""
+        return self.config.reads()
+
+    @recorded_async
+    async def start(self, urls: Sequence[str]) -> Any:
+        """Read the data and connect to the engines."""
+        from miles_core.rollout.manager import RolloutManager
+
+        self._manager = RolloutManager(self.config, self.plan)
+        return await self._manager.start(urls)
+
+    @recorded_async
+    async def generate(self, rollout_id: int, data_size: int) -> dict[str, Any]:
+        """One rollout: metrics, examples, and one reference to a :class:`RankBatch` per data-parallel rank."""
+        from miles_core.training.split import split_rows
+
+        result = await self._manager.generate(rollout_id)
+        balance = self.config.get(TrainingOptions).balance_data
+        batches = split_rows(
+            result.rows,
+            data_size=data_size,
+            steps=self.plan.batch.steps_per_rollout,
+            balance=balance,
+            rollout_id=rollout_id,
+        )
+        return {
+            "batches": [ray.put(batch) for batch in batches],
+            "metrics": result.metrics,
+            "examples": result.examples,
+        }
+
+    @recorded_async
+    async def evaluate(self, rollout_id: int) -> dict[str, float]:
+        """Evaluate on every set."""
+        return await self._manager.evaluate(rollout_id)
+
+    async def progress(self) -> dict[str, Any]:
+        """How far the current phase is."""
+        return self._manager.progress()
+
+    @recorded_async
+    async def state(self) -> dict[str, Any]:
+        """What must be saved to go on from here."""
+        return self._manager.state()
+
+    @recorded_async
+    async def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._manager.load_state(state)
+
+    @recorded_async
+    async def close(self) -> None:
+        """End graders and connections."""
+        await self._manager.close()

@@ -1,0 +1,174 @@
+"""Waiting for the processes of a run without ever waiting for a dead one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from miles_core.errors import MilesError, RunError
+from miles_core.runtime.cluster import Cluster
+from miles_core.runtime.identity import Failure, ProcessIdentity
+
+POLL_SECONDS = 0.25
+GRACE_SECONDS = 1.5
+LOG_LINES = 15
+
+
+@dataclass
+class Member:
+    """A process under supervision."""
+
+    identity: ProcessIdentity
+    actor: Any
+    sentinel: Any
+    pid: int = 0
+
+
+@dataclass
+class Supervisor:
+    """Every wait of the driver goes through here: a process that dies or raises ends the wait with one error."""
+
+    cluster: Cluster
+    run_dir: Path
+    members: list[Member] = field(default_factory=list)
+    _adopted: float = 0.0
+
+    def watch(self, identity: ProcessIdentity, actor: Any) -> None:
+        """Take a process under supervision."""
+        self.members.append(Member(identity, actor, actor.sentinel.remote()))
+
+    def learn_pids(self, timeout: float = 60.0) -> None:
+        """Ask every process for its id, so that errors can name it."""
+        pids = self.wait([m.actor.pid.remote() for m in self.members], "processes to start", timeout)
+        for member, pid in zip(self.members, pids, strict=True):
+            member.pid = pid
+
+    def wait(
+        self, refs: Sequence[Any], what: str, timeout: float | None = None, poll: Callable[[], None] | None = None
+    ) -> list[Any]:
+        """Results of ``refs`` in order.
+
+        Args:
+            what: what is waited for, for the error.
+            timeout: seconds; None waits as long as every process lives.
+            poll: called a few times a second while waiting.
+
+        Raises:
+            RunError: a process died (M481), raised (M482), Ray broke (M483), or the timeout passed (M484).
+        """
+        pending = list(refs)
+        started = time.monotonic()
+        while pending:
+            sentinels = [m.sentinel for m in self.members]
+            ready, _ = ray.wait(pending + sentinels, num_returns=1, timeout=POLL_SECONDS)
+            for ref in ready:
+                if ref in sentinels:
+                    raise self._died(self.members[sentinels.index(ref)])
+                self._check(ref)
+                pending.remove(ref)
+            self.check()
+            if poll is not None and pending:
+                poll()
+            if timeout is not None and pending and time.monotonic() - started > timeout:
+                raise RunError(
+                    "M484",
+                    f"waited {timeout:.0f} s for {what}",
+                    owner="miles-core",
+                    why=f"{len(pending)} of {len(refs)} answers are missing",
+                    fix=f"see the logs in {self.run_dir / 'logs'}",
+                )
+        return list(ray.get(list(refs)))
+
+    def check(self) -> None:
+        """Raise when Ray itself is broken; report new child processes to the reaper now and then."""
+        dead = self.cluster.dead_system_process()
+        if dead is not None:
+            raise RunError(
+                "M483",
+                f"Ray's process {dead} (pid {self.cluster.system[dead].pid}) died",
+                owner=f"ray {ray.__version__}",
+                why="it was killed or crashed",
+                fix="start the run again with --load to go on from the last saved state",
+            )
+        if time.monotonic() - self._adopted > 1.0:
+            self._adopted = time.monotonic()
+            self.cluster.reaper.adopt_children()
+
+    def _check(self, ref: Any) -> None:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayActorError as error:
+            member = self._member_of(error)
+            raise self._died(member, error) from error
+        except Exception as error:
+            raise self._raised(error) from error
+
+    def _member_of(self, error: Any) -> Member | None:
+        actor_id = getattr(error, "actor_id", None)
+        for member in self.members:
+            if actor_id is not None and member.actor._actor_id.hex() == actor_id:
+                return member
+        return None
+
+    def _first_failure(self) -> Failure | None:
+        """The earliest exception that any process recorded. Peers of the first one often fail within a moment."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+        found = [f for m in self.members if (f := Failure.read(m.identity.failure_file)) is not None]
+        return min(found, key=lambda f: f.time, default=None)
+
+    def _died(self, member: Member | None, error: BaseException | None = None) -> RunError:
+        # A process that raised takes its peers down: what it recorded is the cause, the death a consequence.
+        failure = self._first_failure()
+        name = member.identity.name if member else "a process"
+        if failure is not None and (member is None or failure.process == member.identity.name):
+            return self._from_failure(failure)
+        pid = f" (pid {member.pid})" if member and member.pid else ""
+        tail = self._log_tail(member.identity) if member else ""
+        return RunError(
+            "M481",
+            f"process {name}{pid} died",
+            owner="miles-core",
+            why="it was killed from outside, ran out of memory, or crashed",
+            fix=f"see {member.identity.log if member else self.run_dir / 'logs'}; go on from the last saved state with --load",
+            traceback=tail,
+            process=name,
+        )
+
+    def _raised(self, error: BaseException) -> MilesError:
+        failure = self._first_failure()
+        # An exception is often the echo of a killed peer (connection refused, collective aborted): the death is the cause.
+        gone, _ = ray.wait([m.sentinel for m in self.members], num_returns=1, timeout=0)
+        for member in self.members:
+            if member.sentinel in gone and not member.identity.failure_file.exists():
+                return self._died(member)
+        if failure is not None:
+            return self._from_failure(failure, error)
+        return RunError("M482", f"{type(error).__name__}: {error}", owner="miles-core", fix=f"see {self.run_dir / 'logs'}")
+
+    def _from_failure(self, failure: Failure, error: BaseException | None = None) -> RunError:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, MilesError) and not failure.trace:
+            return RunError(cause.code, cause.what, owner=cause.owner, why=cause.why, fix=cause.fix, process=failure.process)
+        return RunError(
+            "M482",
+            f"process {failure.process} (pid {failure.pid}) failed",
+            owner="miles-core",
+            why=failure.message,
+            fix=f"see {self.run_dir / 'logs' / (failure.process + '.log')}",
+            traceback=failure.trace,
+            process=failure.process,
+        )
+
+    def _log_tail(self, identity: ProcessIdentity) -> str:
+        try:
+            lines = identity.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-LOG_LINES:])
