@@ -1,0 +1,1 @@
+"""Filters of sample groups, one a file."""

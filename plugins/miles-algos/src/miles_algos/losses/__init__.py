@@ -1,0 +1,1 @@
+"""Losses, one a file, and the KL estimators that they share."""
