@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -110,6 +112,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     crew.rollout = ray.remote(RolloutProcess).options(num_cpus=0).remote(identity, config, plan)
     supervisor.watch(identity, crew.rollout)
     supervisor.learn_pids()
+    _write_pids(supervisor, run_dir)
 
     seed = config.get(TrainingOptions).seed
     spans_nodes = len(ray.nodes()) > 1
@@ -133,6 +136,14 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     infos: Sequence[dict[str, Any]] = supervisor.wait(setups, "trainers to load the model", START_TIMEOUT)
     crew.data_size = infos[0]["data_size"]
     return crew
+
+
+def _write_pids(supervisor: Supervisor, run_dir: Path) -> None:
+    """``processes.json``: who is who, for a profiler or a debugger."""
+    pids = {"driver": os.getpid()}
+    pids |= {name: process.pid for name, process in supervisor.cluster.system.items()}
+    pids |= {member.identity.name: member.pid for member in supervisor.members}
+    (run_dir / "processes.json").write_text(json.dumps(pids, indent=2) + "\n", encoding="utf-8")
 
 
 def _on(process: type, placement: PlacementPlan, slot: PlacementGroupSchedulingStrategy, share: float) -> Any:
