@@ -39,7 +39,7 @@ class Task:
         return self.folder / "sft.jsonl"
 
     def arguments(self, trainers: int = 1, engines: int | None = None, **options: object) -> list[str]:
-        """Arguments of a small GRPO run, 8 prompts x 4 samples. ``options`` replace or add: True is a bare flag, None leaves out."""
+        """Arguments of a small GRPO run, 8 prompts x 4 samples. ``options`` replace or add: True is a flag, None leaves out."""
         chosen: dict[str, object] = {
             "backend": "fsdp",
             "engine": "transformers",
