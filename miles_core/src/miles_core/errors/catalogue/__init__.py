@@ -1,0 +1,39 @@
+"""Every error code of miles, with what it means and what to do about it."""
+
+from __future__ import annotations
+
+from miles_core.errors.catalogue.data import DATA
+from miles_core.errors.catalogue.explanation import Explanation
+from miles_core.errors.catalogue.options import OPTIONS
+from miles_core.errors.catalogue.plugins import PLUGINS
+from miles_core.errors.catalogue.run import RUN
+
+CATALOGUE: dict[str, Explanation] = {**PLUGINS, **OPTIONS, **DATA, **RUN}
+"""By code, in order."""
+
+SECTIONS: dict[str, dict[str, Explanation]] = {
+    "Plugins": PLUGINS,
+    "Options": OPTIONS,
+    "Data and checkpoints": DATA,
+    "Running": RUN,
+}
+"""The catalogue as chapters."""
+
+
+def markdown() -> str:
+    """The text of ``docs/errors.md``."""
+    parts = [
+        "# Errors",
+        "Every error of miles is one line: code, whose it is, what is wrong, why, and what to do. `miles explain CODE` prints the "
+        "entry below. Exit code 2 means that nothing was started; 1 that a run had started.",
+        "This page is written by `miles explain --markdown`.",
+    ]
+    for title, codes in SECTIONS.items():
+        if codes:
+            parts.append(f"## {title}")
+        for code, said in codes.items():
+            parts += [f"### {code}: {said.title}", said.meaning, f"**What to do.** {said.remedy}", f"```text\n{said.example}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+__all__ = ["CATALOGUE", "SECTIONS", "Explanation", "markdown"]
