@@ -1,0 +1,1 @@
+"""Rewards for miles. Importing this package imports nothing else."""

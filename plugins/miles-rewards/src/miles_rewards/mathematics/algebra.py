@@ -1,0 +1,74 @@
+"""Equality by computer algebra. Imported in worker processes only: SymPy takes long to load and may never return."""
+
+from __future__ import annotations
+
+import logging
+
+import sympy
+from latex2sympy2_extended import NormalizationConfig, latex2sympy
+from math_verify.grader import sympy_expr_eq
+
+from miles_rewards.mathematics.compare import equal
+from miles_rewards.ungradable import Ungradable
+
+DIGITS = 30
+TOLERANCE = sympy.Float("1e-20", DIGITS)
+FLOAT_TOLERANCE = sympy.Float("1e-10", DIGITS)
+_NOT_NUMBERS = (sympy.nan, sympy.zoo)
+_NORMAL = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False)
+
+logging.disable(logging.CRITICAL)
+
+
+def grade(answer: str, label: str) -> float:
+    """1.0 or 0.0; the target of the math reward's pool.
+
+    Raises:
+        Ungradable: the label cannot be read.
+    """
+    return float(bool(equal(answer, label, algebraic)))
+
+
+def algebraic(answer: str, label: str) -> bool:
+    """Whether two cleaned LaTeX expressions denote the same thing. An answer that cannot be parsed does not.
+
+    Raises:
+        Ungradable: the label cannot be parsed.
+    """
+    theirs = _parse(label)
+    if theirs is None:
+        raise Ungradable(f"the label cannot be parsed: {label}")
+    ours = _parse(answer)
+    if ours is None:
+        return False
+    if isinstance(ours, sympy.Expr) and isinstance(theirs, sympy.Expr):
+        return _same_expression(ours.doit(), theirs.doit())
+    return bool(sympy_expr_eq(theirs, ours, 10, 15))
+
+
+def _parse(text: str) -> object | None:
+    """A SymPy object, or None. The parser is a grammar: nothing of the text is evaluated as code."""
+    try:
+        return latex2sympy(text, normalization_config=_NORMAL)  # type: ignore[no-any-return]
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        # The parser raises plain Exception for a syntax error.
+        return None
+
+
+def _same_expression(ours: sympy.Expr, theirs: sympy.Expr) -> bool:
+    if theirs.has(*_NOT_NUMBERS):
+        raise Ungradable(f"the label has no value: {theirs}")
+    if ours == theirs:
+        return True
+    if ours.has(*_NOT_NUMBERS):
+        return False
+    difference = ours - theirs
+    if not difference.free_symbols:
+        tolerance = FLOAT_TOLERANCE if difference.has(sympy.Float) else TOLERANCE
+        value = sympy.N(difference, DIGITS)
+        scale = sympy.Max(1, abs(sympy.N(theirs, DIGITS)))
+        if value.is_number and scale.is_comparable:
+            return bool(abs(value) <= tolerance * scale)
+    return bool(sympy.simplify(difference) == 0)

@@ -1,0 +1,165 @@
+"""Answers as text: one spelling for what LaTeX and plain writing spell in many ways.
+
+``clean`` follows the normal forms of Hendrycks et al. 2021 (MATH, arXiv:2103.03874) and Lewkowycz et al. 2022 (Minerva,
+arXiv:2206.14858), except where those lose meaning: braces stay, exponents stay, words between answers stay.
+"""
+
+from __future__ import annotations
+
+import re
+
+from miles_rewards.ungradable import Ungradable
+
+MAX_LENGTH = 1000
+MAX_DEPTH = 50
+
+_CHARACTERS = str.maketrans(
+    {
+        "−": "-",
+        "–": "-",
+        "×": "\\times ",
+        "·": "\\cdot ",
+        "÷": "/",
+        "π": "\\pi ",
+        "∞": "\\infty ",
+        "°": "\\circ ",
+        "\n": " ",
+        "\t": " ",
+        "~": " ",
+        "\u00a0": " ",
+    }
+)
+_DIGITS = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+_TEXT = re.compile(
+    r"(?P<before>[\w)}\].]\s*)?\\(?P<command>text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox)\s*"
+    r"\{(?P<content>[^{}]*)\}(?P<power>\s*\^\s*\{?\d\}?)?"
+)
+_JOINS = re.compile(r"\b(?:or|and)\b")
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(rf"(?<=\d)\s*\b({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+_SHORT_UNITS = "mm|cm|dm|km|kg|mg|ml|ft|in|yd|mi|lb|oz|hr|am|pm"
+_NO_UNITS = "or|and|sin|cos|tan|sec|csc|cot|log|exp|sqrt|alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|mod|max|min|dozen"
+_UNIT = re.compile(rf"(?<=[\d)}}])\s+(?:(?!(?:{_NO_UNITS})\b)(?:[A-Za-z]{{3,}}|of|a|{_SHORT_UNITS})\b\.?\s*)+(?:\^\s*\{{?\d\}}?)?$")
+_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\\\(?=[A-Za-z])", r"\\"),  # a backslash escaped once too often
+        (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
+        (r"\\[dtc]frac\b", r"\\frac"),
+        (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
+        (r"\\(?:displaystyle|limits|nolimits)\b", ""),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\(?:[,;:> ]|q?quad\b)", " "),
+        (r"\{,\}", ","),
+        (r"\^\s*\{?\s*(?:\\circ|\\degrees?)\b\s*\}?|\\circ\b|\\degrees?\b", ""),
+        (r"\\?%", ""),
+        (r"\*\*", "^"),
+        (r"\\ast\b|\*", r"\\cdot "),
+        (r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
+        (r"\\frac\s*([0-9A-Za-z])", r"\\frac{\1}"),
+        (r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),
+        (r"\^\s*(-\d+|\d{2,})", r"^{\1}"),
+        (r"(?<![\d.])(\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),
+        (r"(?<![\d.\w}])\.(?=\d)", "0."),
+    )
+)
+_ASSIGNMENT = re.compile(r"^[A-Za-z]\w?\s*=(?!=)\s*(?=\S)")
+_OPENERS = "([{"
+_CLOSERS = ")]}"
+
+
+def check_text(text: str) -> None:
+    """Refuse what no grader should be asked to read.
+
+    Raises:
+        Ungradable: longer than 1000 characters, brackets nested deeper than 50, or lone surrogates.
+    """
+    if len(text) > MAX_LENGTH:
+        raise Ungradable(f"an answer of {len(text)} characters; at most {MAX_LENGTH} are graded")
+    depth = 0
+    for character in text:
+        if character in _OPENERS:
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise Ungradable(f"brackets nested deeper than {MAX_DEPTH}")
+        elif character in _CLOSERS:
+            depth -= 1
+        elif "\ud800" <= character <= "\udfff":
+            raise Ungradable("the answer holds a lone surrogate, which is no character")
+
+
+def clean(text: str) -> str:
+    """One spelling for an answer; still LaTeX, with single spaces."""
+    if _DIGITS.fullmatch(text):
+        return text
+    text = text.translate(_CHARACTERS)
+    for pattern, replacement in _RULES[:1]:
+        text = pattern.sub(replacement, text)
+    text = _TEXT.sub(_unwrap, text)
+    for pattern, replacement in _RULES[1:]:
+        text = pattern.sub(replacement, text)
+    text = re.sub(r"\s+(?:or|and)\s+", ", ", text)
+    text = _SCALE.sub(lambda m: f"\\cdot 10^{{{_SCALES[m.group(1).lower()]}}}", text)
+    text = " ".join(text.split()).rstrip(".").strip()
+    unit = _UNIT.search(text)
+    return text[: unit.start()] if unit else text
+
+
+def key(text: str) -> str:
+    """A cleaned answer without spaces, and without case unless it holds LaTeX commands."""
+    packed = text.replace(" ", "")
+    return packed if "\\" in packed else packed.casefold()
+
+
+def without_assignment(text: str) -> str:
+    """``5`` of ``x = 5``; a left side of more than two characters is part of the answer."""
+    return text if text.count("=") != 1 else _ASSIGNMENT.sub("", text)
+
+
+def split(text: str) -> tuple[str, list[str], str]:
+    """Outer brackets and the parts between top-level commas: ``("(", ["1", "2"], ")")``; no brackets are ``""``."""
+    opened, inner, closed = _outer(text)
+    parts, depth, begin = [], 0, 0
+    for place, character in enumerate(inner):
+        if character in _OPENERS:
+            depth += 1
+        elif character in _CLOSERS:
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(inner[begin:place].strip())
+            begin = place + 1
+    parts.append(inner[begin:].strip())
+    return opened, [part for part in parts if part] or [""], closed
+
+
+def _outer(text: str) -> tuple[str, str, str]:
+    opened, closed = text[:1], text[-1:]
+    first, last = 1, 1
+    if text.startswith("\\{") and text.endswith("\\}"):
+        opened, closed, first, last = "\\{", "\\}", 2, 2
+    elif opened not in _OPENERS or closed not in _CLOSERS or not opened or len(text) < 2:
+        return "", text, ""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character in _OPENERS) - (character in _CLOSERS)
+        if depth == 0 and place >= first - 1:
+            if place != len(text) - 1:
+                return "", text, ""
+            break
+    else:
+        return "", text, ""
+    inner = text[first : len(text) - last].strip()
+    # A LaTeX group is no bracket.
+    return ("", inner, "") if opened == "{" else (opened, inner, closed)
+
+
+def _unwrap(match: re.Match[str]) -> str:
+    before, content = match["before"] or "", match["content"].strip()
+    if not before or (match["command"].startswith("math") and content in ("e", "i", "d")):
+        return before + content + (match["power"] or "")
+    if _JOINS.search(content):
+        return before + _JOINS.sub(",", f" {content} ")
+    if re.search(r"[A-Za-z]", content) and content.lower() not in _SCALES:
+        return before  # a unit
+    return f"{before} {content}{match['power'] or ''}"

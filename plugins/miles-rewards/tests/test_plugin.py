@@ -1,0 +1,68 @@
+"""The records of miles-rewards, and the checks before a run."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.metadata
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from miles_core.config import DataOptions, PluginOptions, RewardOptions
+from miles_core.errors import MilesError
+from miles_core.options import Config
+from miles_core.plugins.events import Configure
+from miles_rewards import plugin
+
+
+def problems(rm_type: str | None = "math", label_key: str | None = "answer", **reward: Any) -> list[str]:
+    found: list[MilesError] = []
+    config = Config.of(PluginOptions(rm_type=rm_type), DataOptions(label_key=label_key), RewardOptions(**reward))
+    plugin.miles_configure(Configure(config, found.append))
+    assert all(e.exit_code == 2 and e.owner.startswith("miles-rewards ") and e.fix for e in found)
+    return [e.code for e in found]
+
+
+def test_entry_points_and_records_agree() -> None:
+    points = importlib.metadata.distribution("miles-rewards").entry_points.select(group="miles.reward")
+    assert sorted(p.name for p in points) == sorted(r.name for r in plugin.miles_reward()) == ["exact", "math"]
+
+
+def test_every_record_can_be_created_and_closed() -> None:
+    for record in plugin.miles_reward():
+        module, _, attribute = record.create.partition(":")
+        made = getattr(importlib.import_module(module), attribute)(Config([]))
+
+        async def use(reward: Any = made) -> None:
+            assert await reward.score([]) == []
+            await reward.close()
+
+        asyncio.run(use())
+
+
+def test_the_plugin_imports_nothing_heavy() -> None:
+    code = "import sys, miles_rewards.plugin; print(sorted({'torch', 'numpy', 'sympy', 'asyncio'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "codes"),
+    [
+        ({}, []),
+        ({"label_key": None}, ["M239"]),
+        ({"label_key": None, "rm_type": "miles-rewards:exact"}, ["M239"]),
+        ({"label_key": None, "rm_type": None}, []),
+        ({"label_key": None, "rm_type": "other"}, []),
+        ({"label_key": None, "custom_rm_path": "a.b"}, []),
+        ({"reward_timeout": 0}, ["M238"]),
+        ({"reward_timeout": float("nan")}, ["M238"]),
+        ({"reward_workers": 0}, ["M238"]),
+        ({"label_key": None, "reward_timeout": -1, "reward_workers": -1}, ["M239", "M238", "M238"]),
+    ],
+)
+def test_configure(given: dict[str, Any], codes: list[str]) -> None:
+    assert problems(**given) == codes
