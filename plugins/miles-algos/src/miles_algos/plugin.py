@@ -10,9 +10,8 @@ from miles_algos.options import GroupRewardOptions, PolicyLossOptions
 from miles_core.config import DataOptions, PluginOptions
 from miles_core.errors import UsageError
 from miles_core.options import Config
+from miles_core.plugins import AdvantageRecord, AlgorithmRecord, FilterRecord, LossRecord, hookimpl
 from miles_core.plugins.events import Configure
-from miles_core.plugins.hookspecs import hookimpl
-from miles_core.plugins.records import AdvantageRecord, AlgorithmRecord, FilterRecord, LossRecord
 
 DISTRIBUTION = "miles-algos"
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from miles_core.config import DataOptions, PluginOptions, RewardOptions
 from miles_core.errors import UsageError
+from miles_core.plugins import RewardRecord, hookimpl
 from miles_core.plugins.events import Configure
-from miles_core.plugins.hookspecs import hookimpl
-from miles_core.plugins.records import RewardRecord
 
 DISTRIBUTION = "miles-rewards"
 LABELLED = frozenset({"exact", "math"})
