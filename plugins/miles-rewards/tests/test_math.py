@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -258,6 +259,17 @@ def test_any_text_is_graded_or_refused(answer: str, label: object) -> None:
 def test_mathematical_noise_is_graded_or_refused(answer: str, label: str) -> None:
     got = grade_cheaply(f"\\boxed{{{answer}}}", label)
     assert isinstance(got, Scored | Invalid | tuple)
+
+
+@pytest.mark.parametrize(
+    "unit", ["1", "5 aaa ", "aaa ", "{", "\\text{a}", "\\frac{", "^1", "1,", "\\sqrt", "5 million ", "sqrt(", "1 of ", " "]
+)
+def test_no_text_takes_long_to_read(unit: str) -> None:
+    for text in ((unit * 1000)[:990], (unit * 1000)[:990] + "!", unit * 100_000):
+        began = time.perf_counter()
+        grade_cheaply(f"\\boxed{{{text}}}", "\\sqrt{7}")
+        grade_cheaply("\\boxed{\\sqrt{7}}", text)
+        assert time.perf_counter() - began < 2
 
 
 @given(st.integers(-(10**12), 10**12))

@@ -37,20 +37,13 @@ class MathReward:
 
     async def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One score per sample, in order."""
-        scores: list[Score | None] = []
-        pending: list[tuple[int, asyncio.Future[Score] | asyncio.Task[Score]]] = []
+        verdicts: list[Score | tuple[str, str]] = []
         for place, sample in enumerate(samples):
-            verdict = grade_cheaply(sample.response, sample.label)
-            if isinstance(verdict, tuple):
-                pending.append((place, asyncio.ensure_future(self.pool.grade(*verdict))))
-                scores.append(None)
-            else:
-                scores.append(verdict)
+            verdicts.append(grade_cheaply(sample.response, sample.label))
             if place % BATCH == BATCH - 1:
                 await asyncio.sleep(0)
-        for place, task in pending:
-            scores[place] = await task
-        return [score for score in scores if score is not None]
+        graded = iter(await asyncio.gather(*(self.pool.grade(*verdict) for verdict in verdicts if isinstance(verdict, tuple))))
+        return [next(graded) if isinstance(verdict, tuple) else verdict for verdict in verdicts]
 
     async def close(self) -> None:
         """End the worker processes."""
