@@ -1,0 +1,237 @@
+"""Attention over packed rows: which implementation to use, and our own for where flash-attn is absent."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available
+
+from miles_core.errors import UsageError
+
+varlen_attn: Any = None
+with contextlib.suppress(ImportError):  # PyTorch before 2.10 has none
+    from torch.nn.attention.varlen import varlen_attn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from miles_core.training.batch import MicroBatch
+
+OWNER = "miles-fsdp"
+PACKED = "miles_packed"
+"""Name of our implementation in transformers' ``AttentionInterface``."""
+
+_HALF = (torch.float16, torch.bfloat16)
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a packed row of T tokens divides into segments.
+
+    Attributes:
+        cu_seqlens, max_seqlen: for variable-length kernels; as in :class:`MicroBatch`.
+        groups: for kernels that need padding, segments of like length together: gather positions ``[B * L]``, B and L.
+        restore: for each of the T tokens, its place in the groups' padded tokens laid end to end.
+    """
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    groups: tuple[tuple[torch.Tensor, int, int], ...] = ()
+    restore: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: MicroBatch, *, varlen: bool) -> Packing:
+        """The packing of a ``thd`` micro-batch, for variable-length kernels or for padded ones."""
+        assert batch.cu_seqlens is not None
+        if varlen:
+            return cls(batch.cu_seqlens, batch.max_seqlen)
+        bounds = batch.cu_seqlens.tolist()
+        # Lengths within a factor of two share a group: one batched call each, and at most half of it is padding.
+        members: dict[int, list[tuple[int, int]]] = {}
+        for start, stop in itertools.pairwise(bounds):
+            if stop > start:
+                members.setdefault((stop - start - 1).bit_length(), []).append((start, stop))
+        device = batch.tokens.device
+        restore = torch.empty(batch.tokens.numel(), dtype=torch.int64)
+        groups, offset = [], 0
+        for segments in members.values():
+            gather, length = _padded(segments)
+            for row, (start, stop) in enumerate(segments):
+                restore[start:stop] = torch.arange(offset + row * length, offset + row * length + stop - start)
+            groups.append((gather.to(device), len(segments), length))
+            offset += gather.numel()
+        return cls(batch.cu_seqlens, batch.max_seqlen, tuple(groups), restore.to(device))
+
+
+def _padded(segments: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, int]:
+    starts = torch.tensor([start for start, _ in segments])
+    lengths = torch.tensor([stop - start for start, stop in segments])
+    length = int(lengths.max())
+    within = torch.minimum(torch.arange(length), (lengths - 1)[:, None])
+    return (starts[:, None] + within).flatten(), length
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    packing: Packing | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal self-attention within each segment of a packed row, or of right-padded rows when ``packing`` is None.
+
+    It needs no mask: a segment's own tokens are all that its queries see, and right padding lies in every real token's future.
+
+    Args:
+        module: the attention module, unused.
+        query: ``[B, heads, T, D]``; ``key`` and ``value`` have ``[B, key heads, T, D]``. B is 1 when packed.
+        attention_mask: unused; transformers makes none for this implementation.
+        scaling: of the scores; None is ``D ** -0.5``.
+        sliding_window: tokens that a query sees, itself included.
+        packing: the segments of the packed row.
+
+    Returns:
+        ``[B, T, heads, D]``, and None for the attention weights.
+    """
+    if packing is None:
+        return _causal(query, key, value, scaling, sliding_window).transpose(1, 2), None
+    if packing.restore is None:
+        return _variable_length(query, key, value, scaling, sliding_window, packing), None
+    parts = []
+    for gather, rows, length in packing.groups:
+        q, k, v = (_segments(x[0], gather, rows, length) for x in (query, key, value))
+        parts.append(_causal(q, k, v, scaling, sliding_window).transpose(1, 2).flatten(0, 1))
+    padded = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return padded.index_select(0, packing.restore)[None], None
+
+
+def _segments(heads: torch.Tensor, gather: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """``[H, T, D]`` to ``[rows, H, length, D]``."""
+    return heads.index_select(1, gather).view(heads.shape[0], rows, length, heads.shape[2]).transpose(0, 1)
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None) -> torch.Tensor:
+    length = query.shape[2]
+    mask = None
+    if window is not None and window < length:
+        back = torch.arange(length, device=query.device)
+        back = back[:, None] - back[None, :]
+        mask = (back >= 0) & (back < window)
+    shared = query.shape[1] != key.shape[1]
+    if shared and query.device.type == "cpu":
+        # PyTorch's fused CPU kernel takes no grouped heads; the fallback would build the whole score matrix.
+        groups = query.shape[1] // key.shape[1]
+        key, value, shared = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), False
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
+    )
+
+
+def _variable_length(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None, packing: Packing
+) -> torch.Tensor:
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    further: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if _VARLEN_GROUPS_HEADS:
+            further["enable_gqa"] = True
+        else:
+            groups = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        packing.cu_seqlens,
+        packing.cu_seqlens,
+        packing.max_seqlen,
+        packing.max_seqlen,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        **further,
+    )
+    return out[None]  # type: ignore[no-any-return]
+
+
+_VARLEN_GROUPS_HEADS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
+AttentionInterface.register(PACKED, packed_attention)
+
+
+def runs_variable_length(implementation: str, device: torch.device, compute: torch.dtype) -> bool:
+    """Whether our implementation uses variable-length kernels there rather than padded groups."""
+    return implementation == PACKED and device.type == "cuda" and compute in _HALF and varlen_attn is not None
+
+
+def choose_attention(
+    wanted: str, *, chosen: bool, device: torch.device, compute: torch.dtype, model_config: Any, announce: bool
+) -> str:
+    """The implementation that transformers is told to use.
+
+    Args:
+        wanted: ``--attn-implementation``.
+        chosen: whether the user set it; a default falls back.
+        compute: precision of the computation.
+        model_config: the model's configuration.
+        announce: log the notice of a fallback here.
+
+    Raises:
+        UsageError: flash_attention_2 was chosen and cannot be used (M341).
+    """
+    if wanted != "flash_attention_2":
+        return wanted
+    why = ""
+    if device.type != "cuda":
+        why = f"flash-attn does not run on {device.type}"
+    elif compute not in _HALF:
+        why = "flash-attn has no fp32 kernels"
+    elif not is_flash_attn_2_available():
+        why = "the package flash-attn is not installed"
+    if not why:
+        return wanted
+    if chosen:
+        fix = "leave --attn-implementation out, or set it to sdpa"
+        raise UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix)
+    found = PACKED if _plain(model_config) else "sdpa"
+    if announce:
+        _log.warning("%s: attention runs on PyTorch's own kernels (sdpa)", why)
+    return found
+
+
+def _plain(config: Any) -> bool:
+    """Whether every layer is full or sliding-window softmax attention without soft-caps or sinks."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    odd = ("attn_logit_softcapping", "attention_chunk_size", "sinks", "kv_lora_rank")
+    return kinds <= _LAYER_TYPES and text.model_type != "gpt_oss" and not any(getattr(text, name, None) for name in odd)
+
+
+def check_packable(config: Any) -> None:
+    """Refuse packed rows for models that mix tokens of a row by other means than attention.
+
+    Raises:
+        UsageError: the model has recurrent or linear-attention layers (M345).
+    """
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or []) - _LAYER_TYPES - {"chunked_attention"}
+    if kinds:
+        raise UsageError(
+            "M345",
+            f"packed samples would leak into each other in layers of type {', '.join(sorted(kinds))}",
+            owner=OWNER,
+            why=f"--qkv-format is thd and {config.model_type} keeps a state along the row",
+            fix="set --qkv-format bshd",
+        )

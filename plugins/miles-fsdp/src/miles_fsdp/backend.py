@@ -1,0 +1,290 @@
+"""The ``fsdp`` training backend."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+
+from miles_core.config import ClusterOptions, TrainingOptions
+from miles_core.errors import RunError, UsageError
+from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
+from miles_core.training.batch import MicroBatch, ModelOutputs
+from miles_fsdp.attention import check_packable, choose_attention
+from miles_fsdp.checkpoint import HfWeights
+from miles_fsdp.export import whole_weights, write_hf
+from miles_fsdp.model import build_empty, fill, read_config, shard
+from miles_fsdp.optimizer import ShardedOptimizer, local
+from miles_fsdp.options import FsdpOptions
+from miles_fsdp.parking import Parking
+from miles_fsdp.plugin import OWNER, chosen_by_user
+from miles_fsdp.state import load_state, read_facts, save_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from miles_core.options import Config
+    from miles_fsdp.policy import Policy
+
+_log = logging.getLogger(__name__)
+
+
+class FsdpBackend:
+    """:class:`miles_core.protocols.TrainingBackend` on PyTorch FSDP2: all ranks are data-parallel and share the weights out.
+
+    Master weights, gradient sums and optimizer state are fp32 shards; layers are gathered in the compute precision as they run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._options = config.get(FsdpOptions)
+        self._device: torch.device | None = None
+        self._sets: dict[str, Policy] = {}
+        self._parking: dict[str, Parking] = {}
+        self._changed: set[str] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Where micro-batches go."""
+        if self._device is None:
+            self._device = _device(self._config.get(ClusterOptions).device)
+        return self._device
+
+    @property
+    def parallel(self) -> Parallel:
+        """This rank's place: every rank gets rows of its own, computes its loss, and can export."""
+        rank, size = dist.get_rank(), dist.get_world_size()
+        group = dist.group.WORLD if size > 1 else None
+        return Parallel(rank=rank, world_size=size, data_rank=rank, data_size=size, data_group=group, reports=rank == 0)
+
+    def setup(self, spec: ModelSpec) -> None:
+        """Build the actor, its copies and the optimizer from ``spec``.
+
+        Raises:
+            UsageError: the checkpoint does not fit (M340, M342, M343, M345), or asks for what is not there (M341, M346).
+        """
+        if spec.value_head:
+            raise UsageError("M346", "the fsdp backend has no value head", owner=OWNER, fix="train the critic with another backend")
+        self._spec = spec
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._compute = _precision(self._options.precision, self.device)
+        self._mesh: DeviceMesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        model_config = read_config(spec.checkpoint)
+        if self._config.get(TrainingOptions).qkv_format == "thd":
+            check_packable(model_config)
+        self._attention = choose_attention(
+            self._options.attn_implementation,
+            chosen=chosen_by_user(self._config, "attn_implementation"),
+            device=self.device,
+            compute=self._compute,
+            model_config=model_config,
+            announce=dist.get_rank() == 0,
+        )
+        weights = HfWeights(spec.weights or spec.checkpoint)
+        self._dtypes = {name: tensor.dtype for name, tensor in HfWeights(spec.checkpoint).tensors.items()}
+        actor = self._sets["actor"] = self._build(model_config, weights, trainable=True)
+        parameters: dict[str, Any] = dict(actor.model.named_parameters())
+        self._optimizer = ShardedOptimizer(self._config, parameters, spec.train_steps, self.device)
+        sources = dict(spec.copy_sources)
+        for name in spec.copies:
+            source = sources.get(name, spec.checkpoint)
+            self._sets[name] = self._build(read_config(source), HfWeights(source), trainable=False)
+            self._parking[name] = Parking()
+            self._put_away(name)
+        self._parking["actor"] = Parking()
+
+    def _build(self, model_config: Any, weights: HfWeights, *, trainable: bool) -> Policy:
+        policy = shard(
+            build_empty(model_config, self._attention),
+            self._mesh,
+            attention=self._attention,
+            compute=self._compute,
+            recompute=trainable and self._options.gradient_checkpointing,
+            cpu_offload=self._options.cpu_offload,
+            trainable=trainable,
+        )
+        home = torch.device("cpu") if self._options.cpu_offload else self.device
+        # A frozen set is only ever computed with, so it needs no more than the compute precision.
+        fill(policy, weights, home, torch.float32 if trainable else self._compute)
+        return policy
+
+    def forward(
+        self, micro_batches: Sequence[MicroBatch], request: OutputRequest, *, weights: str = "actor"
+    ) -> list[ModelOutputs] | None:
+        """Outputs without gradients, in the order given.
+
+        Raises:
+            RunError: there are no such weights, or they are offloaded (M431, M432).
+        """
+        policy = self._present(weights)
+        self._fetch(weights)
+        with torch.no_grad():
+            outputs = [_outputs(policy(batch, request, False), request) for batch in micro_batches]
+        _reshard(policy)
+        self._put_away(weights)
+        return outputs
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], request: OutputRequest, loss: LossCallback) -> StepReport:
+        """One optimizer step over all micro-batches; ranks exchange gradients in the last one only.
+
+        Raises:
+            RunError: the loss does not depend on the model (M430), or the actor is offloaded (M431).
+        """
+        assert micro_batches, "a step needs a micro-batch"
+        policy = self._present("actor")
+        last = len(micro_batches) - 1
+        for i, batch in enumerate(micro_batches):
+            if i in (0, last):
+                policy.set_requires_gradient_sync(i == last)  # type: ignore[operator]
+            scalar = loss(batch, _outputs(policy(batch, request, request.entropy), request))
+            if not scalar.requires_grad:
+                raise RunError(
+                    "M430",
+                    "the loss does not depend on the model's outputs",
+                    owner=OWNER,
+                    why="the loss returned a tensor without a gradient",
+                    fix="multiply masked terms by the log-probs' mask in place of leaving them out",
+                )
+            scalar.backward()  # type: ignore[no-untyped-call]
+        norm, rate, skipped = self._optimizer.step()
+        return StepReport(grad_norm=norm, learning_rates=(rate,), skipped=skipped)
+
+    def export_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The actor's weights, whole, under their HF names in the checkpoint's dtypes. Collective; all ranks yield."""
+        return whole_weights(self._present("actor").model, self._dtypes, self.device)
+
+    def copy_weights(self, source: str, target: str) -> None:
+        """Overwrite one named weight set by another; the optimizer's state stays.
+
+        Raises:
+            RunError: there are no such weights, or the actor is offloaded (M431, M432).
+        """
+        policies = self._present(source), self._present(target)
+        if source == target:
+            return
+        for name in (source, target):
+            self._fetch(name)
+        with torch.no_grad():
+            for old, new in zip(policies[1].parameters(), policies[0].parameters(), strict=True):
+                local(old).copy_(local(new))
+            for stale, fresh in zip(policies[1].buffers(), policies[0].buffers(), strict=True):
+                stale.copy_(fresh)
+        for name in (source, target):
+            self._put_away(name, unchanged=name == source)
+        self._changed |= {target} - {"actor"}
+
+    def save(self, directory: Path) -> None:
+        """Save model, optimizer, step count, overwritten copies and this rank's RNG. Collective."""
+        actor = self._present("actor")
+        copies = sorted(self._changed)
+        for name in copies:
+            self._fetch(name)
+        save_state(directory, actor.model, self._optimizer, {name: self._sets[name].model for name in copies})
+        for name in copies:
+            self._put_away(name)
+
+    def load(self, directory: Path) -> None:
+        """Restore what :meth:`save` wrote, also on another number of ranks. Collective.
+
+        Raises:
+            UsageError: the state is not there, or of another model or optimizer (M344).
+        """
+        actor = self._present("actor")
+        facts = read_facts(directory)
+        copies = [name for name in facts["copies"] if name in self._sets]
+        for name in copies:
+            self._fetch(name)
+        load_state(directory, facts, actor.model, self._optimizer, {name: self._sets[name].model for name in copies})
+        for name in copies:
+            self._put_away(name, unchanged=False)
+        self._changed = set(copies)
+
+    def export_hf(self, directory: Path) -> None:
+        """Write an HF directory, whole or not at all. Collective."""
+        to_host = self._options.state_dict_cpu_offload
+        write_hf(directory, self._spec.checkpoint, self.export_weights(), to_host=to_host)
+
+    def offload(self) -> None:
+        """Free the accelerator; without one, or with ``--fsdp-cpu-offload``, there is nothing to move."""
+        parking = self._parking["actor"]
+        if parking.parked or not self._offloads:
+            self._offloaded = True
+            return
+        for param in self._sets["actor"].parameters():
+            param.grad = None
+        tensors = [local(param) for param in self._sets["actor"].parameters()] + self._optimizer.storage()
+        freed = parking.out(tensors)
+        self._offloaded = True
+        gc.collect()
+        torch.cuda.empty_cache()
+        _log.debug("offloaded %d bytes", freed)
+
+    def onload(self) -> None:
+        """Undo :meth:`offload`."""
+        self._parking["actor"].back()
+        self._offloaded = False
+
+    def close(self) -> None:
+        """Drop models and optimizer."""
+        self._sets.clear()
+        self._parking.clear()
+        self.__dict__.pop("_optimizer", None)
+
+    _offloaded = False
+
+    @property
+    def _offloads(self) -> bool:
+        return self.device.type == "cuda" and not self._options.cpu_offload
+
+    def _present(self, name: str) -> Policy:
+        """A weight set that is there to be used."""
+        if name not in self._sets:
+            known = ", ".join(sorted(self._sets)) or "none"
+            raise RunError("M432", f"there are no weights named {name}", owner=OWNER, why=f"set up: {known}")
+        if name == "actor" and self._offloaded:
+            raise RunError("M431", "the actor is offloaded", owner=OWNER, fix="call onload() first")
+        return self._sets[name]
+
+    def _fetch(self, name: str) -> None:
+        if name != "actor":
+            self._parking[name].back()
+
+    def _put_away(self, name: str, *, unchanged: bool = True) -> None:
+        """Keep a frozen set in host memory while nobody uses it."""
+        if name != "actor" and self._offloads:
+            self._parking[name].out([local(param) for param in self._sets[name].parameters()], unchanged=unchanged)
+
+
+def _outputs(pair: tuple[torch.Tensor | None, torch.Tensor | None], request: OutputRequest) -> ModelOutputs:
+    log_probs, entropy = pair
+    return ModelOutputs(log_probs=log_probs if request.log_probs else None, entropy=entropy)
+
+
+def _reshard(policy: Policy) -> None:
+    """Drop gathered parameters, which FSDP keeps after a forward pass without a backward one and would take for current."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        groups = dist.get_backend_config() if dist.is_initialized() else ""
+        wanted = "cuda" if torch.cuda.is_available() and "nccl" in groups else "cpu"
+    if wanted == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", dist.get_rank() % torch.cuda.device_count())
+
+
+def _precision(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.float32 if wanted == "fp32" else torch.bfloat16

@@ -1,0 +1,218 @@
+"""The model of one rank: built without memory, sharded with FSDP2, then filled with this rank's rows of the checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from miles_core.errors import UsageError
+from miles_fsdp.conversion import converted_parameters, is_converted
+from miles_fsdp.policy import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from miles_fsdp.checkpoint import HfWeights
+
+OWNER = "miles-fsdp"
+
+
+def read_config(directory: Path) -> Any:
+    """The model's configuration.
+
+    Raises:
+        UsageError: ``directory`` has none that transformers understands (M340).
+    """
+    try:
+        return AutoConfig.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError, KeyError) as cause:
+        why = str(cause).splitlines()[0]
+        raise UsageError(
+            "M340", f"cannot read the model's config in {directory}", owner=OWNER, why=why, fix="give an HF directory"
+        ) from cause
+
+
+def build_empty(config: Any, attention: str) -> nn.Module:
+    """The model with parameters on the meta device and its buffers computed, as they are not all in checkpoints.
+
+    Raises:
+        UsageError: transformers has no causal language model of this architecture (M345).
+    """
+    try:
+        with _parameters_on_meta(), no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    except ValueError as cause:
+        why = str(cause).splitlines()[0]
+        raise UsageError(
+            "M345",
+            f"cannot build a causal language model of type {config.model_type}",
+            owner=OWNER,
+            why=why,
+            fix="use a checkpoint that AutoModelForCausalLM supports, or another --attn-implementation",
+        ) from cause
+    model.tie_weights()
+    # Dropout would make two passes over the same tokens disagree; RL compares such passes.
+    return model.eval()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Move each parameter to the meta device as it is registered; buffers stay real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(module, name, param)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def shard(
+    model: nn.Module, mesh: DeviceMesh, *, attention: str, compute: torch.dtype, recompute: bool, cpu_offload: bool, trainable: bool
+) -> Policy:
+    """Shard each decoder layer, then the rest, over ``mesh``; gradients are summed over ranks in fp32.
+
+    Args:
+        attention: the implementation the model was built with.
+        compute: dtype of forward and backward; the shards stay fp32.
+        recompute: recompute each layer's activations in the backward pass.
+        cpu_offload: keep the shards in host memory.
+        trainable: whether parameters take gradients.
+    """
+    model.requires_grad_(trainable)
+    blocks = [m for m in model.modules() if type(m).__name__ in set(getattr(model, "_no_split_modules", None) or ())]
+    policy = Policy(model, attention=attention, compute=compute)
+    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
+    for block in blocks:
+        if recompute:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        # One rank has nothing to gather: keeping the layer's compute copy until its backward saves a second cast.
+        fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=mesh.size() > 1)
+    fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    for part in (*blocks, policy):
+        # Neither setting reaches the modules inside, and without them FSDP takes the mean.
+        part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+        part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+    return policy
+
+
+def fill(policy: Policy, weights: HfWeights, device: torch.device, dtype: torch.dtype) -> None:
+    """Give every parameter this rank's rows of the checkpoint, and every stored buffer its value.
+
+    Args:
+        device, dtype: of the shards.
+
+    Raises:
+        UsageError: tensors are missing or unexpected (M342), or of another shape (M343).
+    """
+    model = policy.model
+    if is_converted(model):
+        read = converted_parameters(model, weights)
+    else:
+        check_names(model, weights)
+        aliases = parameter_names(model)
+
+        def read(name: str, rows: tuple[int, int]) -> torch.Tensor:
+            return weights.read(next(n for n in aliases[name] if n in weights.tensors), rows)
+
+    _replace_parameters(model, read, device, dtype)
+    # A conversion, even one that does nothing, makes FSDP take over the new shards and pad them: their storage is final after it.
+    policy._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]
+    for name, buffer in model.named_buffers():
+        if name in weights.tensors:
+            buffer.copy_(weights.read(name))
+    weights.close()
+
+
+def _replace_parameters(
+    model: nn.Module, read: Callable[[str, tuple[int, int]], torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> None:
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for attribute, param in module.named_parameters(recurse=False):
+            owners.setdefault(id(param), []).append((module, attribute))
+    parameters: list[tuple[str, Any]] = list(model.named_parameters())
+    for name, param in parameters:
+        rank, ranks = param.device_mesh.get_local_rank(), param.device_mesh.size()
+        count = param.shape[0]
+        share = -(-count // ranks)
+        rows = min(rank * share, count), min((rank + 1) * share, count)
+        stored = read(name, rows)
+        # A copy always: what was read may be a view of the mapped file.
+        local = torch.empty(stored.shape, dtype=dtype, device=device).copy_(stored)
+        whole = DTensor.from_local(
+            local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+        )
+        filled = nn.Parameter(whole, requires_grad=param.requires_grad)
+        for module, attribute in owners[id(param)]:
+            setattr(module, attribute, filled)
+
+
+def parameter_names(model: nn.Module) -> dict[str, list[str]]:
+    """Every parameter's names, the first in the model's order as key: a tied one has several."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(param), name), []).append(name)
+    return names
+
+
+def check_names(model: nn.Module, weights: HfWeights) -> None:
+    """Compare the model's tensors with the checkpoint's.
+
+    Raises:
+        UsageError: as :func:`fill`.
+    """
+    known = model.state_dict().keys()
+    names = parameter_names(model)
+    missing = [name for name, aliases in names.items() if not any(alias in weights.tensors for alias in aliases)]
+    patterns = *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$"
+    ignored = [re.compile(pattern) for pattern in patterns]
+    unexpected = [name for name in weights.tensors if name not in known and not any(p.search(name) for p in ignored)]
+    if missing or unexpected:
+        parts = [
+            f"{len(found)} {kind} ({_few(found)})" for kind, found in (("missing", missing), ("unexpected", unexpected)) if found
+        ]
+        raise UsageError(
+            "M342",
+            f"the weights in {weights.directory} do not fit {type(model).__name__}: {', '.join(parts)}",
+            owner=OWNER,
+            why="config and weights are of different models",
+            fix="give a checkpoint whose config.json belongs to its weights",
+            missing=missing,
+            unexpected=unexpected,
+        )
+    for name, param in model.named_parameters():
+        stored = next(alias for alias in names[name] if alias in weights.tensors)
+        shape = weights.tensors[stored].shape
+        if shape != tuple(param.shape):
+            raise UsageError(
+                "M343",
+                f"{stored} in {weights.directory} has shape {list(shape)}, the model needs {list(param.shape)}",
+                owner=OWNER,
+                why="config and weights are of different models",
+                fix="give a checkpoint whose config.json belongs to its weights",
+            )
+
+
+def _few(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

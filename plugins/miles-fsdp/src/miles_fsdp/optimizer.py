@@ -1,0 +1,126 @@
+"""Clipping and the optimizer over sharded parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from miles_core.config import TrainingOptions
+from miles_fsdp.options import FsdpOptions
+from miles_fsdp.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+    from miles_core.options import Config
+
+
+class ShardedOptimizer:
+    """AdamW or SGD on this rank's shards, with gradient clipping and the learning-rate schedule.
+
+    Both update each element by itself, so they run on the local tensors, without the cost of distributed dispatch.
+
+    Args:
+        config: the run's options.
+        parameters: named sharded parameters, whose local storage is final.
+        train_steps: optimizer steps of the run.
+        device: of the computation; the norm is reduced there.
+
+    Attributes:
+        kind: ``adam`` or ``sgd``.
+        finished: steps taken, skipped ones left out.
+    """
+
+    def __init__(self, config: Config, parameters: dict[str, DTensor], train_steps: int, device: torch.device) -> None:
+        self.kind = config.get(FsdpOptions).optimizer
+        self.finished = 0
+        self._options = options = config.get(TrainingOptions)
+        self._train_steps = train_steps
+        self._device = device
+        self._parameters = parameters
+        self._shards = {name: local(param).detach().requires_grad_() for name, param in parameters.items()}
+        shards = [shard for shard in self._shards.values() if shard.numel()]
+        self._optimizer: torch.optim.Optimizer | None = None
+        if shards and self.kind == "sgd":
+            self._optimizer = torch.optim.SGD(shards, lr=options.lr, weight_decay=options.weight_decay)
+        elif shards:
+            self._optimizer = torch.optim.AdamW(
+                shards,
+                lr=options.lr,
+                betas=(options.adam_beta1, options.adam_beta2),
+                eps=options.adam_eps,
+                weight_decay=options.weight_decay,
+                fused=True,
+            )
+
+    def step(self) -> tuple[float, float, bool]:
+        """Clip, step, and drop the gradients. Collective.
+
+        Returns:
+            the gradient's norm before clipping, the learning rate, and whether the step was skipped for a non-finite norm.
+        """
+        gradients = {name: local(param.grad) for name, param in self._parameters.items() if param.grad is not None}
+        norm = self._norm(list(gradients.values()))
+        rate = learning_rate(self._options, self._train_steps, self.finished)
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            limit = self._options.clip_grad
+            if limit > 0 and norm > limit:
+                torch._foreach_mul_(list(gradients.values()), limit / (norm + 1e-6))
+            self._update(gradients, rate)
+            self.finished += 1
+        for param in self._parameters.values():
+            param.grad = None
+        return norm, rate, skipped
+
+    def _norm(self, gradients: list[torch.Tensor]) -> float:
+        """The 2-norm over all ranks: fp32 within a tensor, fp64 over tensors and ranks."""
+        square = torch.zeros((), dtype=torch.float64, device=self._device)
+        if gradients:
+            square += torch.stack(torch._foreach_norm(gradients)).to(self._device, torch.float64).square().sum()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(square)
+        return float(square.sqrt())
+
+    def _update(self, gradients: dict[str, torch.Tensor], rate: float) -> None:
+        if self._optimizer is None:
+            return
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        for name, gradient in gradients.items():
+            self._shards[name].grad = gradient
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The state of each parameter, by name and field, as live local tensors; zeros where no step has been taken yet.
+
+        ``step`` is a scalar; ``exp_avg`` and ``exp_avg_sq`` have the shard's shape.
+        """
+        if self.kind == "sgd":
+            return {}
+        found = {}
+        for name, shard in self._shards.items():
+            # A rank without rows of a parameter takes part in saving it nevertheless, hence the detour for empty shards.
+            entry = self._optimizer.state[shard] if self._optimizer is not None and shard.numel() else {}
+            if not entry:
+                entry["step"] = torch.tensor(float(self.finished), device=shard.device)
+                entry["exp_avg"] = torch.zeros_like(shard)
+                entry["exp_avg_sq"] = torch.zeros_like(shard)
+            found[name] = entry
+        return found
+
+    def storage(self) -> list[torch.Tensor]:
+        """The tensors that the optimizer holds besides the parameters."""
+        if self._optimizer is None:
+            return []
+        return [t for entry in self._optimizer.state.values() for t in entry.values() if torch.is_tensor(t)]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a distributed tensor, sharing its memory."""
+    with torch.no_grad():
+        return tensor.to_local()  # type: ignore[attr-defined,no-any-return]

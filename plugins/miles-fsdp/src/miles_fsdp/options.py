@@ -1,0 +1,35 @@
+"""Options of the ``fsdp`` backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from miles_core.options import option
+
+
+@dataclass(frozen=True)
+class FsdpOptions:
+    """FSDP backend"""
+
+    optimizer: str = option("adam", flag="--optimizer", choices=("adam", "sgd"), help="Optimizer: AdamW, or plain SGD.")
+    cpu_offload: bool = option(
+        False, flag="--fsdp-cpu-offload", help="Keep parameters, gradients and optimizer state in host memory and step there."
+    )
+    state_dict_cpu_offload: bool = option(
+        True, flag="--fsdp-state-dict-cpu-offload", help="Move whole tensors to host memory as they are gathered for an HF export."
+    )
+    attn_implementation: str = option(
+        "flash_attention_2",
+        flag="--attn-implementation",
+        choices=("flash_attention_2", "sdpa", "eager"),
+        help="Attention kernels. The default falls back to PyTorch's own, with a notice, where flash-attn cannot be used.",
+    )
+    gradient_checkpointing: bool = option(
+        False, flag="--gradient-checkpointing", help="Recompute each layer's activations in the backward pass to save memory."
+    )
+    precision: str = option(
+        "auto",
+        flag="--fsdp-precision",
+        choices=("auto", "fp32", "bf16"),
+        help="Precision of the computation; auto is bf16 on GPUs and fp32 on CPUs. Weights and gradient sums are always fp32.",
+    )

@@ -1,0 +1,75 @@
+"""What this package offers to miles. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from miles_core.config import ClusterOptions, TrainingOptions
+from miles_core.errors import UsageError
+from miles_core.plugins import hookimpl
+from miles_core.plugins.records import BackendRecord
+from miles_fsdp.options import FsdpOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from miles_core.options import Config
+    from miles_core.plugins.events import Configure
+
+OWNER = "miles-fsdp"
+
+
+@hookimpl
+def miles_backend() -> Sequence[BackendRecord]:
+    """The ``fsdp`` backend."""
+    return [
+        BackendRecord(
+            name="fsdp",
+            create="miles_fsdp.backend:FsdpBackend",
+            options=FsdpOptions,
+            summary="PyTorch FSDP2 (fully_shard) on CPU and GPU, for any causal LM of transformers",
+            capabilities=frozenset({"cpu", "cuda"}),
+        )
+    ]
+
+
+@hookimpl
+def miles_configure(event: Configure) -> None:
+    """Check what can be checked without torch: attention that cannot run, and a schedule that contradicts itself."""
+    config = event.config
+    options, cluster, training = config.get(FsdpOptions), config.get(ClusterOptions), config.get(TrainingOptions)
+    if options.attn_implementation == "flash_attention_2" and chosen_by_user(config, "attn_implementation"):
+        why = ""
+        if cluster.device == "cpu":
+            why = "flash-attn runs on GPUs only and --device is cpu"
+        elif importlib.util.find_spec("flash_attn") is None:
+            why = "the package flash-attn is not installed"
+        elif options.precision == "fp32":
+            why = "flash-attn has no fp32 kernels and --fsdp-precision is fp32"
+        if why:
+            fix = "leave --attn-implementation out, or set it to sdpa"
+            event.error(UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix))
+    fraction = training.lr_warmup_fraction
+    if fraction is not None and not 0.0 <= fraction <= 1.0:
+        event.error(UsageError("M347", f"--lr-warmup-fraction is {fraction}", owner=OWNER, why="it is a share", fix="give 0 to 1"))
+    if training.min_lr > training.lr and training.lr_decay_style != "constant":
+        event.error(
+            UsageError(
+                "M347",
+                f"--min-lr {training.min_lr} is above --lr {training.lr}",
+                owner=OWNER,
+                why="a decay goes down",
+                fix="lower --min-lr",
+            )
+        )
+
+
+def chosen_by_user(config: Config, field: str) -> bool:
+    """Whether a field of :class:`FsdpOptions` was set by the user and is not a default."""
+    from miles_core.options import Source
+
+    return any(
+        option.group is FsdpOptions and option.field == field and value.source not in (Source.DEFAULT, Source.RECIPE)
+        for option, value in config.items()
+    )

@@ -1,0 +1,95 @@
+"""The root module: a causal LM that turns a micro-batch into log-probs and entropy of its response tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from miles_core.training.logprobs import token_outputs, token_outputs_from_hidden
+from torch import nn
+
+from miles_fsdp.attention import PACKED, Packing, runs_variable_length
+
+if TYPE_CHECKING:
+    from miles_core.protocols.backend import OutputRequest
+    from miles_core.training.batch import MicroBatch
+
+
+class Policy(nn.Module):
+    """Wraps the model so that FSDP's root forward covers the vocabulary head and the log-probs too.
+
+    Only the hidden states that predict response tokens reach the head.
+    """
+
+    def __init__(self, model: Any, *, attention: str, compute: torch.dtype) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.attention = attention
+        self.compute = compute
+        self.plain_head = _head_is_last(model, self.head)
+
+    @property
+    def head(self) -> nn.Module:
+        """The vocabulary head. No attribute, which would register the module under a second name."""
+        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def forward(
+        self, batch: MicroBatch, request: OutputRequest, entropy_grad: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Log-probs and entropy, ``[N]`` each, or None where not requested."""
+        inputs = self._inputs(batch)
+        if self.plain_head and request.chunk_size > 0:
+            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.logit_index)
+            outputs = token_outputs_from_hidden(hidden, self.head, batch.targets, request, entropy_grad=entropy_grad)
+        else:
+            logits = _logits(self.model, self.head, inputs, batch.logit_index)
+            outputs = token_outputs(logits, batch.targets, request, entropy_grad=entropy_grad)
+        # FSDP hangs its backward hook on what comes out, and warns of views, on which an in-place operation would lose the hook.
+        return tuple(out.clone() if out is not None and out._is_view() else out for out in (outputs.log_probs, outputs.entropy))  # type: ignore[return-value]
+
+    def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": batch.tokens, "position_ids": batch.position_ids, "use_cache": False}
+        if batch.cu_seqlens is None:
+            inputs["attention_mask"] = batch.attention_mask
+        elif self.attention == PACKED:
+            inputs["packing"] = Packing.of(batch, varlen=runs_variable_length(PACKED, batch.tokens.device, self.compute))
+        elif self.attention.startswith("flash"):
+            bounds = batch.cu_seqlens
+            inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+            inputs |= {"max_length_q": batch.max_seqlen, "max_length_k": batch.max_seqlen}
+        return inputs
+
+
+def _logits(model: nn.Module, head: nn.Module, inputs: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
+    """Logits of the given rows of the flattened tokens, ``[N, vocabulary]``, after whatever the model does to its head's output."""
+
+    def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0].flatten(0, 1).index_select(0, rows)[None],)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        return model(**inputs).logits[0]  # type: ignore[no-any-return]
+    finally:
+        handle.remove()
+
+
+def _head_is_last(model: nn.Module, head: nn.Module) -> bool:
+    """Whether the model returns its head's output as it is, without scaling or soft-capping. Runs the model on meta tensors."""
+    seen: list[torch.Tensor] = []
+    handle = head.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    ids = torch.zeros((1, 2), dtype=torch.int64, device="meta")
+    buffers = [(m, n, b) for m in model.modules() for n, b in m.named_buffers(recurse=False)]
+    try:
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer.to("meta")
+        with torch.no_grad():
+            positions = torch.arange(2, device="meta")[None]
+            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    except (NotImplementedError, RuntimeError):
+        # The model does something that meta tensors cannot: asking for whole logits is always right.
+        return False
+    finally:
+        handle.remove()
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
+    return len(seen) == 1 and logits is seen[0]

@@ -1,0 +1,131 @@
+"""Saving and restoring what training goes on from, sharded, with ``torch.distributed.checkpoint``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from miles_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from miles_fsdp.optimizer import ShardedOptimizer
+
+OWNER = "miles-fsdp"
+FORMAT = 1
+_FACTS = "fsdp.json"
+_SHARDS = "shards"
+
+
+def save_state(directory: Path, model: nn.Module, optimizer: ShardedOptimizer, copies: dict[str, nn.Module]) -> None:
+    """Write model, optimizer, step count and this rank's RNG into ``directory``. Collective.
+
+    Args:
+        copies: weight sets that training changed and that no checkpoint holds.
+    """
+    save(_tensors(model, optimizer, copies), checkpoint_id=directory / _SHARDS)
+    torch.save(_random_state(), directory / f"random-{dist.get_rank()}.pt")
+    if dist.get_rank() == 0:
+        facts = {
+            "format": FORMAT,
+            "world_size": dist.get_world_size(),
+            "optimizer": optimizer.kind,
+            "steps": optimizer.finished,
+            "copies": sorted(copies),
+        }
+        (directory / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+    dist.barrier()
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """What a saved state says of itself.
+
+    Raises:
+        UsageError: it is missing or of another format (M344).
+    """
+    try:
+        facts: dict[str, Any] = json.loads((directory / _FACTS).read_text())
+        known = facts["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise _misfit(directory, f"{_FACTS} cannot be read ({cause})") from cause
+    if not known:
+        raise _misfit(directory, f"its format is {facts['format']} and not {FORMAT}")
+    return facts
+
+
+def load_state(
+    directory: Path, facts: dict[str, Any], model: nn.Module, optimizer: ShardedOptimizer, copies: dict[str, nn.Module]
+) -> None:
+    """Restore what :func:`save_state` wrote, in place; the RNG only on as many ranks as saved it. Collective.
+
+    Raises:
+        UsageError: the state is of another model or optimizer (M344).
+    """
+    if facts["optimizer"] != optimizer.kind:
+        raise _misfit(directory, f"it was trained with --optimizer {facts['optimizer']}, not {optimizer.kind}")
+    optimizer.finished = facts["steps"]
+    tensors = _tensors(model, optimizer, copies)
+    _check(directory, tensors)
+    load(tensors, checkpoint_id=directory / _SHARDS)
+    if facts["world_size"] == dist.get_world_size():
+        _set_random_state(torch.load(directory / f"random-{dist.get_rank()}.pt", weights_only=True))
+    dist.barrier()
+
+
+def _tensors(model: nn.Module, optimizer: ShardedOptimizer, copies: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
+    parameters = dict(model.named_parameters())
+    tensors: dict[str, torch.Tensor] = {f"model/{name}": param.detach() for name, param in parameters.items()}
+    for name, entry in optimizer.state().items():
+        for field, tensor in entry.items():
+            tensors[f"optimizer/{name}/{field}"] = _like(tensor, parameters[name]) if tensor.dim() else tensor
+    for copy, module in copies.items():
+        tensors |= {f"copies/{copy}/{name}": param.detach() for name, param in module.named_parameters()}
+    return tensors
+
+
+def _like(shard: torch.Tensor, param: torch.Tensor) -> DTensor:
+    assert isinstance(param, DTensor)
+    return DTensor.from_local(shard, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride())
+
+
+def _check(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+    try:
+        saved = FileSystemReader(directory / _SHARDS).read_metadata().state_dict_metadata
+    except (OSError, ValueError, EOFError) as cause:
+        raise _misfit(directory, f"its shards cannot be read ({cause})") from cause
+    for name, tensor in tensors.items():
+        size = getattr(saved.get(name), "size", None)
+        if size != tensor.shape:
+            there = "lacks it" if size is None else f"has {list(size)}"
+            raise _misfit(directory, f"the model has {name} of shape {list(tensor.shape)} and the state {there}")
+    further = sorted(saved.keys() - tensors.keys())
+    if further:
+        raise _misfit(directory, f"the state has {further[0]}, which the model lacks")
+
+
+def _misfit(directory: Path, why: str) -> UsageError:
+    fix = "resume with the options and the checkpoint that the run was started with, or start fresh without --load"
+    return UsageError("M344", f"cannot resume from {directory}", owner=OWNER, why=why, fix=fix)
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
