@@ -168,10 +168,8 @@ class PluginHost:
                 fix = f"pip install what provides the module {missing.partition('.')[0]!r}"
             else:
                 fix = f"pip install --upgrade --force-reinstall {entry.distribution}, or choose another {entry.kind} plugin"
-            raise PluginError(
-                "M103", f"the {entry.kind} plugin {entry.name!r} cannot be imported from {entry.value}", owner=entry.owner,
-                why=describe(error), fix=fix, kind=entry.kind, name=entry.name,
-            ) from error  # fmt: skip
+            what = f"the {entry.kind} plugin {entry.name!r} cannot be imported from {entry.value}"
+            raise _unloadable(entry, what, error, fix) from error
 
     def _register(self, entry: Entry, plugin: object) -> None:
         if self.manager.is_registered(plugin):
@@ -207,10 +205,7 @@ class PluginHost:
             offered = [record for answer in answers for record in answer]
         except BaseException as error:
             fix = f"report it to the author of {entry.distribution}, or choose another {entry.kind} plugin"
-            raise PluginError(
-                "M103", f"the hook {hook} of the {entry.kind} plugin {entry.name!r} fails", owner=entry.owner, why=describe(error),
-                fix=fix, kind=entry.kind, name=entry.name,
-            ) from error  # fmt: skip
+            raise _unloadable(entry, f"the hook {hook} of the {entry.kind} plugin {entry.name!r} fails", error, fix) from error
         for record in offered:
             if not isinstance(record, kind):
                 raise _disagree(entry, f"{hook} returned {record!r}", f"return a sequence of {kind.__name__}")
@@ -260,6 +255,10 @@ def _check_record(entry: Entry, record: Any) -> None:
         except (TypeError, AttributeError, NameError) as error:
             why = f"options is {record.options!r}: {error}"
             raise _disagree(entry, why, "let options be a frozen dataclass whose fields are made with option(...)") from error
+
+
+def _unloadable(entry: Entry, what: str, error: BaseException, fix: str) -> PluginError:
+    return PluginError("M103", what, owner=entry.owner, why=describe(error), fix=fix, kind=entry.kind, name=entry.name)
 
 
 def _disagree(entry: Entry, why: str, fix: str) -> PluginError:

@@ -148,7 +148,7 @@ def _entry_points_text(dist: IDistribution) -> str | None:
 
 def _identity(dist: IDistribution) -> Installed:
     metadata = dist.metadata
-    name, version = metadata["Name"], metadata["Version"]
+    name, version = metadata.get("Name"), metadata.get("Version")
     if not name:
         raise ValueError("it has no Name")
     if not version:
