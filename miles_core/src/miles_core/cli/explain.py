@@ -29,7 +29,10 @@ def explain(code: str | None, as_markdown: bool) -> None:
 
 def _text(code: str, said: Explanation) -> str:
     def wrapped(text: str) -> str:
-        return textwrap.fill(text.replace("`", ""), 100, initial_indent="  ", subsequent_indent="  ")
+        plain = text.replace("`", "")
+        return textwrap.fill(
+            plain, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+        )
 
     parts = (f"{code}: {said.title}", wrapped(said.meaning), "What to do", wrapped(said.remedy), "Example", wrapped(said.example))
     return "\n".join(parts)

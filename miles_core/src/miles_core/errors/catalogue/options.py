@@ -1,7 +1,89 @@
-"""M201 to M239: options and validation."""
+"""M200 to M239: options and validation."""
 
 from __future__ import annotations
 
 from miles_core.errors.catalogue.explanation import Explanation
 
-OPTIONS: dict[str, Explanation] = {}
+OPTIONS: dict[str, Explanation] = {
+    "M200": Explanation(
+        title="Several errors",
+        meaning="Validation found more than one mistake. Each has its own line and code; nothing was started.",
+        remedy="Correct them all; every line says what to do.",
+        example="M200 2 errors",
+    ),
+    "M230": Explanation(
+        title="A clip range that clips everything or nothing",
+        meaning=(
+            "`--eps-clip` is not in 0 to 1, or `--eps-clip-high` is negative or not finite: the ratio of new to old "
+            "probability is clipped to 1 minus the one and 1 plus the other."
+        ),
+        remedy="Choose `--eps-clip` from 0 to 1 and `--eps-clip-high` of 0 or more, or leave them out.",
+        example="M230 miles-algos 0.1.0: --eps-clip is 1.5: the lower clip is 1 minus it. Do: choose 0 to 1",
+    ),
+    "M231": Explanation(
+        title="A dual clip at or below 1",
+        meaning=(
+            "`--eps-clip-c` bounds the loss of tokens with a negative advantage; at 1 or less it would cut tokens whose "
+            "probability did not change."
+        ),
+        remedy="Choose more than 1, such as 3, or leave it out.",
+        example=(
+            "M231 miles-algos 0.1.0: --eps-clip-c is 0.9: at 1 or less the dual clip would cut the loss of tokens whose "
+            "probability did not change. Do: choose more than 1, such as 3, or leave it out"
+        ),
+    ),
+    "M232": Explanation(
+        title="A KL option without a KL term",
+        meaning="An option of the KL loss is set, and `--use-kl-loss` is not: it would have no effect.",
+        remedy="Add `--use-kl-loss`, or leave the option out.",
+        example=(
+            "M232 miles-algos 0.1.0: --kl-loss-coef has no effect: no KL term is in the loss. Do: add --use-kl-loss, or "
+            "leave --kl-loss-coef out"
+        ),
+    ),
+    "M233": Explanation(
+        title="A coefficient that cannot be meant",
+        meaning="`--kl-loss-coef` is negative or a coefficient is not finite.",
+        remedy="Choose a finite number; for `--kl-loss-coef` 0 or more.",
+        example=(
+            "M233 miles-algos 0.1.0: --kl-loss-coef is -0.1: it would push the policy away from the reference. Do: choose 0 or more"
+        ),
+    ),
+    "M234": Explanation(
+        title="A filter that drops every group",
+        meaning=("The filter `nonzero_std` keeps groups whose rewards differ, and with one sample per prompt no group has that."),
+        remedy="Sample more responses per prompt, or take the filter out.",
+        example=(
+            "M234 miles-algos 0.1.0: filter nonzero_std with --n-samples-per-prompt 1 drops every group: the rewards of "
+            "one sample do not differ. Do: sample more responses per prompt, or take the filter out"
+        ),
+    ),
+    "M235": Explanation(
+        title="Group rewards of groups of one",
+        meaning=(
+            "The advantage `grpo` subtracts the mean reward of the group, and the mean of one sample is its own reward: "
+            "every advantage would be 0."
+        ),
+        remedy="Set `--n-samples-per-prompt` to 2 or more, or give `--disable-rewards-normalization`.",
+        example=(
+            "M235 miles-algos 0.1.0: advantage grpo with --n-samples-per-prompt 1 makes every reward 0: the mean of a "
+            "group of one is its own reward. Do: set --n-samples-per-prompt to 2 or more, or "
+            "--disable-rewards-normalization"
+        ),
+    ),
+    "M238": Explanation(
+        title="A limit of a reward that cannot be meant",
+        meaning="`--reward-timeout` is not above 0, or `--reward-workers` is below 1.",
+        remedy="Give seconds above 0, and 1 worker or more.",
+        example="M238 miles-rewards 0.1.0: --reward-timeout is 0.0. Do: give seconds, more than 0",
+    ),
+    "M239": Explanation(
+        title="A reward without labels",
+        meaning=("The reward compares responses with labels, and `--label-key` is not given, so that no sample has one."),
+        remedy="Name the key of the ground truth in the prompt data.",
+        example=(
+            "M239 miles-rewards 0.1.0: reward math has nothing to compare with: --label-key is not given, so no sample "
+            "has a label. Do: name the key of the ground truth: --label-key answer"
+        ),
+    ),
+}
