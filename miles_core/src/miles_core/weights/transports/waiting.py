@@ -1,0 +1,16 @@
+"""Waiting for copies to finish before their source is reused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def finish_copies(device: torch.device | str) -> None:
+    """Return when everything queued on the current stream of ``device`` is done. Copies between CPU tensors are done already."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
