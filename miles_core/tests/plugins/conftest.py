@@ -91,6 +91,8 @@ FAILING = """
     def miles_train_end(event): raise ValueError("observer is ill")
     @hookimpl
     def miles_configure(event): raise ValueError("observer is ill")
+    @hookimpl
+    def miles_run_end(event): raise ValueError("ill to the end")
 """
 SAYS = "from miles_core.plugins import RewardRecord, hookimpl\n@hookimpl\ndef miles_reward(): "
 HOOK = "from miles_core.plugins import hookimpl\n"
@@ -134,6 +136,7 @@ PACKAGES: dict[str, tuple[str, str, Points, Files]] = {
                 "badvalue": "not a module!",
                 "heavy": "acme_hostile.heavy",
                 "raises": "acme_hostile.raises",
+                "lingers": "acme_hostile.lingers",
             },
             "miles.commands": {"acme-exit": "acme_hostile.exits"},
         },
@@ -147,6 +150,9 @@ PACKAGES: dict[str, tuple[str, str, Points, Files]] = {
             "quiet": "",
             "heavy": "import torch\n" + HOOK + "from miles_core.plugins import LossRecord\n@hookimpl\n"
             "def miles_loss(): return [LossRecord('heavy', 'acme_hostile.quiet:x')]",
+            "lingers": HOOK + "import threading\nfrom miles_core.plugins import LossRecord\n"
+            "threading.Thread(target=threading.Event().wait).start()\n"
+            "@hookimpl\ndef miles_loss(): return [LossRecord('lingers', 'acme_hostile.quiet:x')]",
             "raises": HOOK + "@hookimpl\ndef miles_loss(): raise OSError('no disk')",
         },
     ),

@@ -196,6 +196,15 @@ def test_observers_get_events_also_after_one_fails(host):
     )
 
 
+def test_a_failing_observer_does_not_hide_why_the_run_ended(host):
+    host.load("hooks", "acme-ill")
+    error = RunError("M481", "a process died")
+    host.broadcast(events.RunEnd(Path("run"), 3, error))
+    assert "ill to the end" in error.__notes__[0]
+    with pytest.raises(RunError, match="ill to the end"):
+        host.broadcast(events.RunEnd(Path("run"), 3, None))
+
+
 def test_a_failing_check_of_options_is_a_usage_error(host):
     host.load("hooks", "acme-ill")
     with pytest.raises(PluginError, match=r"M106 acme-good 1.0: the hook miles_configure failed"):

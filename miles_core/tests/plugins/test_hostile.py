@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from miles_core.plugins import Entry
+from miles_core.plugins.doctor import Finding, shared_flags
+
 WATCH = """
 import sys
 from miles_core.cli.main import main
@@ -163,6 +166,23 @@ def test_doctor_finds_every_fault_and_survives_all(miles):
         "there is no module acme_good.nowhere, which create names",
     ):
         assert any(text in problem for problem in problems), text
-    assert not any("'plugin 'acme' cannot" in problem for problem in problems)
+    assert not any("'lingers'" in problem for problem in problems)
     checked = [line.split() for line in done.stdout.splitlines() if "acme-good" in line and "problem:" not in line]
     assert ["loss", "acme", "acme-good", "1.0", "ok"] in checked
+
+
+def test_the_check_names_heavy_imports(miles, site, tmp_path):
+    (tmp_path / "heavy").mkdir()
+    (tmp_path / "heavy" / "torch.py").touch()
+    path = f"{tmp_path / 'heavy'}:{site}"
+    result = tmp_path / "result.json"
+    probe = ("-m", "miles_core.plugins.probe", str(result), "loss/acme-hostile:heavy", "loss/acme-good:acme")
+    assert miles(python=probe, env={"PYTHONPATH": path}).returncode == 0
+    found = json.loads(result.read_text())["loss/acme-hostile:heavy"]["problem"]
+    assert found == "acme-hostile 6.6: acme_hostile.heavy imports torch. Do: move that behind the record's create"
+
+
+def test_flags_that_two_distributions_share_are_noted():
+    mine, yours = (Entry("loss", name, "m", f"acme-{name}", "1", "wheel") for name in ("mine", "yours"))
+    findings = [Finding(mine, "", ("--a", "--b")), Finding(yours, "", ("--b",)), Finding(mine, "", ("--a",))]
+    assert shared_flags(findings) == ["acme-mine:mine and acme-yours:yours both have --b, and cannot be used together"]

@@ -56,18 +56,15 @@ def shared_flags(findings: list[Finding]) -> list[str]:
 
 def _probe(entries: list[Entry], timeout: float) -> list[Finding]:
     names = [f"{entry.kind}/{entry.qualified}" for entry in entries]
+    null = subprocess.DEVNULL
     with tempfile.TemporaryDirectory(prefix="miles-doctor-") as folder:
         result = Path(folder, "result.json")
         # -P keeps the current folder off the path, where a file could pass for a plugin's module.
         command = [sys.executable, "-P", "-m", "miles_core.plugins.probe", str(result), *names]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True
-        )
+        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
         try:
-            _, errors = process.communicate(timeout=timeout)
-            ended = f"importing it ended the process with exit code {process.returncode}"
-            if last := (errors or "").strip().splitlines()[-1:]:
-                ended += f" ({last[0][:200]})"
+            code = process.wait(timeout)
+            ended = f"importing it ended the process with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
         except subprocess.TimeoutExpired:
             ended = f"importing it took longer than {timeout:g} s"
         finally:
@@ -85,10 +82,8 @@ def _finding(entry: Entry, said: dict[str, object] | None, ended: str) -> Findin
     return Finding(entry, str(said["problem"]), tuple(flags))
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process and what it started: they share a process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if process.stderr is not None:
-        process.stderr.close()

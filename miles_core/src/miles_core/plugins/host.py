@@ -110,7 +110,8 @@ class PluginHost:
 
         Raises:
             PluginError: M106, a plugin failed in ``miles_configure``.
-            RunError: M106, a plugin failed later. Failures after the first are notes of the exception.
+            RunError: M106, a plugin failed later. Failures after the first are notes of the exception; at the end of a run that
+                failed, all are notes of that error, which they must not hide.
         """
         hook = EVENTS[type(event)]
         failures: list[MilesError] = []
@@ -124,13 +125,16 @@ class PluginHost:
                 kind = PluginError if isinstance(event, events.Configure) else RunError
                 owner = self._owners[id(implementation.plugin)]
                 fix = "report it to the plugin's author, or run without the plugin"
-                failure = kind("M106", f"the hook {hook} failed", owner=owner, why=describe(error), fix=fix, hook=hook)
-                failure.__cause__ = error
-                failures.append(failure)
-        if failures:
-            for further in failures[1:]:
-                failures[0].add_note(further.line())
-            raise failures[0]
+                failures.append(kind("M106", f"the hook {hook} failed", owner=owner, why=describe(error), fix=fix, hook=hook))
+                failures[-1].__cause__ = error
+        first: BaseException | None = event.error if isinstance(event, events.RunEnd) else None
+        for failure in failures:
+            if first is None:
+                first = failure
+            else:
+                first.add_note(failure.line())
+        if failures and first is failures[0]:
+            raise first
 
     def _choose(self, kind: str, name: str) -> Entry:
         found = self.index.candidates(kind, name)
