@@ -11,6 +11,68 @@ OPTIONS: dict[str, Explanation] = {
         remedy="Correct them all; every line says what to do.",
         example="M200 2 errors",
     ),
+    "M201": Explanation(
+        title="Unknown option",
+        meaning=(
+            "The command line has a flag that neither core nor a selected plugin declares. A plugin's options exist only "
+            "when the run names the plugin."
+        ),
+        remedy=(
+            "Correct the flag; `miles run --help` shows core's and the selected plugins', `--help-all` those of every "
+            "installed plugin."
+        ),
+        example="M201 argument 7: there is no option --rollout-tempreature. Do: did you mean --rollout-temperature?",
+    ),
+    "M202": Explanation(
+        title="A flag without a value, or a value without a flag",
+        meaning="A flag that needs a value has none, or a value stands where a flag is expected.",
+        remedy="Write every value after its flag; a list takes several values after one flag.",
+        example="M202 argument 5: --lr has no value. Do: write --lr VALUE",
+    ),
+    "M203": Explanation(
+        title="A value that the option does not take",
+        meaning=(
+            "The value is of another type than the option's, or none of its choices. The line names the place: argument, "
+            "environment variable, or file and line."
+        ),
+        remedy="Give a value as `miles run --help` shows it.",
+        example="M203 config.yaml:4: --lr cannot be 'fast': expected a number. Do: see miles run --help",
+    ),
+    "M204": Explanation(
+        title="An option given twice in one place",
+        meaning="One source sets the same option twice, by one name or by two.",
+        remedy="Keep one of the two.",
+        example=(
+            "M204 argument 9: --train-backend is given twice: --backend at argument 3 and --train-backend at argument 9. "
+            "Do: keep one"
+        ),
+    ),
+    "M205": Explanation(
+        title="A config file that cannot be used",
+        meaning=("The file of `--config` does not exist, cannot be read, is not YAML, or is not a mapping of options to values."),
+        remedy="Correct the file at the line that is named; keys are flags without dashes in front.",
+        example=(
+            "M205 run.yaml:3: the config file run.yaml cannot be used: mapping values are not allowed here. Do: correct the YAML"
+        ),
+    ),
+    "M206": Explanation(
+        title="Unknown key in a config file",
+        meaning="The config file has a key that is no option of core or of a selected plugin.",
+        remedy="Correct the key, or remove it; keys are flags without dashes in front.",
+        example="M206 run.yaml:3: there is no option 'learning_rate'. Do: see miles run --help",
+    ),
+    "M207": Explanation(
+        title="A recipe that sets what does not exist",
+        meaning=(
+            "The algorithm recipe of `--algo` has a default for an option that does not exist, or a value that the option "
+            "does not take. That is a fault of the recipe's plugin."
+        ),
+        remedy="Report it to the plugin's author, or choose another algorithm.",
+        example=(
+            "M207 acme-algos 1.0: the recipe 'acme' sets 'eps_clip_hi': there is no such option; did it mean "
+            "'eps_clip_high'? Do: report it to the author of acme-algos, or choose another algorithm"
+        ),
+    ),
     "M230": Explanation(
         title="A clip range that clips everything or nothing",
         meaning=(
