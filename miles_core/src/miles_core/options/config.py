@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from miles_core.options.option import Option, options_of
-from miles_core.options.value import Source, Value
+from miles_core.options.value import USER_SOURCES, Source, Value
 
 T = TypeVar("T")
 
@@ -52,6 +52,26 @@ class Config:
             self._views[group] = view
         return self._views[group]  # type: ignore[no-any-return]
 
+    def peek(self, group: type[T]) -> T:
+        """The options of one dataclass, without marking anything as read: for checks, which use no option."""
+        names = [field.name for field in dataclasses.fields(group)]  # type: ignore[arg-type]
+        found = {name: self._values[group, name][1].value for name in names if (group, name) in self._values}
+        return group(**found)
+
+    def untracked(self) -> Config:
+        """A copy whose reads are its own, for checks by plugins."""
+        return Config(self._values.values())
+
+    def value(self, group: type, field: str) -> Value:
+        """The value of one field with its origin; the default's when the group was not selected."""
+        if (group, field) in self._values:
+            return self._values[group, field][1]
+        return Value(getattr(group(), field), Source.DEFAULT, "")
+
+    def chosen(self, group: type, field: str) -> bool:
+        """Whether the user set the field, by file, environment or command line."""
+        return self.value(group, field).source in USER_SOURCES
+
     def replaced(self, group: type, **changes: Any) -> Config:
         """A copy with some fields derived by core, marked as such."""
         values = dict(self._values)
@@ -74,8 +94,7 @@ class Config:
     def unread(self, reads: Iterable[str] = ()) -> list[tuple[Option, Value]]:
         """Options that somebody set and that neither this process nor ``reads`` of others touched."""
         seen = self._read | set(reads)
-        set_by_user = (Source.FILE, Source.ENVIRONMENT, Source.COMMAND_LINE)
-        return [(o, v) for o, v in self.items() if v.source in set_by_user and o.flag not in seen]
+        return [(o, v) for o, v in self.items() if v.source in USER_SOURCES and o.flag not in seen]
 
     def mark_read(self, group: type, field: str) -> None:
         """Record that ``group.field`` was read."""

@@ -18,6 +18,10 @@ class Source(enum.IntEnum):
     DERIVED = 5
 
 
+USER_SOURCES = frozenset({Source.FILE, Source.ENVIRONMENT, Source.COMMAND_LINE})
+"""Where a value comes from that the user set."""
+
+
 @dataclass(frozen=True)
 class Value:
     """A value with its origin. ``place`` is ``config.yaml:12``, ``MILES_LR``, ``argument 7`` or the recipe's name."""

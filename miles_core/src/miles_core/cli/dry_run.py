@@ -1,0 +1,93 @@
+"""What ``miles run --dry-run`` prints: the plan of a run."""
+
+from __future__ import annotations
+
+from miles_core.config import DataOptions, EvaluationOptions, TrainingOptions
+from miles_core.plugins.refs import PluginRef
+from miles_core.runtime.plan import PlacementPlan, RunPlan
+from miles_core.runtime.planning import Planned
+
+_LABEL = 12
+
+
+def describe(planned: Planned) -> str:
+    """The plan on one screen: plugins, processes, batch arithmetic, data, checkpoints."""
+    plan = planned.require()
+    parts = [
+        ("plugins", _plugins(plan)),
+        ("processes", _processes(plan)),
+        ("batch", _batch(planned, plan)),
+        ("data", _data(planned)),
+        ("checkpoint", _checkpoint(plan)),
+        ("run folder", [str(plan.run_dir)]),
+    ]
+    lines = []
+    for label, rows in parts:
+        lines += [f"{label if i == 0 else '':<{_LABEL}}{row}" for i, row in enumerate(rows)]
+    return "\n".join(lines)
+
+
+def _plugins(plan: RunPlan) -> list[str]:
+    p = plan.plugins
+    refs = [p.backend, p.engine, p.algo, p.advantage, p.loss, p.reward, *p.filters, *p.loggers, *p.hooks]
+    return [f"{ref.kind:<10} {ref.name:<24} {_version(ref)}" for ref in refs if ref is not None]
+
+
+def _version(ref: PluginRef) -> str:
+    return f"{ref.distribution} {ref.version}" if ref.distribution else f"function {ref.create}"
+
+
+def _processes(plan: RunPlan) -> list[str]:
+    placement = plan.placement
+    unit = "GPU" if placement.device == "cuda" else "CPU worker"
+    rows = [f"{_count(placement.trainers, 'training rank')}, one {unit} each, {placement.communication}"]
+    if placement.engines:
+        where = "on the same devices, in turn" if placement.colocate else "on devices of their own"
+        rows.append(
+            f"{_count(placement.engines, 'engine')} of {_count(placement.devices_per_engine, unit)}, {where}{_offload(placement)}"
+        )
+    rows.append(f"1 rollout manager, 1 driver; {_count(placement.devices, unit)} in all")
+    return rows
+
+
+def _offload(placement: PlacementPlan) -> str:
+    sides = [name for name, on in (("trainer", placement.offload_train), ("engine", placement.offload_rollout)) if on]
+    return f" ({' and '.join(sides)} make{'' if len(sides) > 1 else 's'} room)" if sides else ""
+
+
+def _batch(planned: Planned, plan: RunPlan) -> list[str]:
+    batch = plan.batch
+    training = planned.config.peek(TrainingOptions)
+    per_rank = batch.global_batch_size // plan.placement.trainers
+    micro = (
+        f"up to {training.max_tokens_per_gpu} tokens"
+        if training.use_dynamic_batch_size
+        else _count(training.micro_batch_size, "sample")
+    )
+    samples = batch.rollout_batch_size * batch.n_samples
+    product = f"{_count(batch.rollout_batch_size, 'prompt')} x {_count(batch.n_samples, 'response')}"
+    return [
+        f"{product} = {_count(samples, 'sample')} a rollout",
+        f"{_count(batch.steps_per_rollout, 'optimizer step')} of {_count(batch.global_batch_size, 'sample')},"
+        f" {per_rank} a rank, in micro-batches of {micro}",
+        f"{_count(batch.num_rollout, 'rollout')}, {_count(batch.train_steps, 'optimizer step')}",
+    ]
+
+
+def _data(planned: Planned) -> list[str]:
+    data = planned.config.peek(DataOptions)
+    rows = [f"{data.prompt_data}: {_count(planned.prompt_rows or 0, 'row')}, before prompts that are too long are dropped"]
+    if planned.eval_rows:
+        interval = planned.config.peek(EvaluationOptions).eval_interval
+        sets = ", ".join(f"{name} ({_count(count, 'row')})" for name, count in planned.eval_rows.items())
+        rows.append(f"evaluation every {_count(interval or 0, 'rollout')}: {sets}")
+    return rows
+
+
+def _checkpoint(plan: RunPlan) -> list[str]:
+    resume = f"resumes from {plan.resume_from}" if plan.resume_from else "starts fresh"
+    return [str(plan.checkpoint), resume]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

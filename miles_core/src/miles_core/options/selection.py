@@ -1,0 +1,166 @@
+"""Which plugins the options name, and loading their records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from miles_core.config import PluginOptions, RewardOptions
+from miles_core.errors import MilesError, PluginError
+from miles_core.options.config import Config
+from miles_core.options.option import Option, options_of
+from miles_core.options.value import USER_SOURCES, Source
+from miles_core.plugins.adhoc import load_adhoc
+from miles_core.plugins.host import LoadedPlugin, PluginHost
+from miles_core.plugins.records import AlgorithmRecord
+from miles_core.plugins.refs import PluginRef
+
+FILTER_FLAG = "--dynamic-sampling-filter-path"
+
+
+@dataclass
+class Selection:
+    """The plugins that a run names. What failed to load is None, or absent, and has its error in ``errors``.
+
+    A plugin that the run does not need (the engine of a supervised run without evaluation) is here when it was named: its options
+    exist and its errors count. ``needed`` says which kinds the run uses.
+    """
+
+    host: PluginHost
+    backend: PluginRef | None = None
+    engine: PluginRef | None = None
+    advantage: PluginRef | None = None
+    loss: PluginRef | None = None
+    reward: PluginRef | None = None
+    algo: PluginRef | None = None
+    recipe: AlgorithmRecord | None = None
+    filters: list[PluginRef] = field(default_factory=list)
+    loggers: list[PluginRef] = field(default_factory=list)
+    hooks: list[PluginRef] = field(default_factory=list)
+    loaded: list[LoadedPlugin] = field(default_factory=list)
+    errors: list[MilesError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether responses come from the data."""
+        return self.loss is not None and "supervised" in self.loss.capabilities
+
+    def options(self) -> list[Option]:
+        """The options of every loaded plugin; a dataclass that two of them share comes once."""
+        found: list[Option] = []
+        seen: set[type] = set()
+        for plugin in self.loaded:
+            if plugin.options is not None and plugin.options not in seen:
+                seen.add(plugin.options)
+                found += options_of(plugin.options, plugin.ref.name)
+        return found
+
+    def owners(self) -> dict[str, str]:
+        """What each plugin's name stands for: distribution and version."""
+        return {plugin.ref.name: plugin.entry.owner for plugin in self.loaded}
+
+
+def load_recipe(host: PluginHost, config: Config) -> Selection:
+    """Begin a selection: the recipe that ``--algo`` names.
+
+    A name that is no recipe but an advantage estimator is accepted, as the same choice by another name.
+    """
+    selection = Selection(host)
+    name = config.peek(PluginOptions).algo
+    if name is None:
+        return selection
+    try:
+        plugin = host.load("algo", name)
+    except PluginError as error:
+        if error.code == "M101" and any(name in (e.name, e.qualified) for e in host.index.of_kind("advantage")):
+            return selection
+        selection.errors.append(error)
+        return selection
+    selection.algo, selection.recipe = plugin.ref, plugin.record
+    selection.loaded.append(plugin)
+    return selection
+
+
+def recipe_choices(selection: Selection, config: Config) -> dict[str, Any]:
+    """The fields of :class:`PluginOptions` that ``--algo`` decides."""
+    recipe = selection.recipe
+    if recipe is None:
+        name = config.peek(PluginOptions).algo
+        return {"advantage_estimator": name} if name is not None and not selection.errors else {}
+    choices: dict[str, Any] = {"loss_type": recipe.loss}
+    if recipe.advantage is not None:
+        choices["advantage_estimator"] = recipe.advantage
+    if len(recipe.filters) == 1:
+        choices["dynamic_sampling_filter_path"] = recipe.filters[0]
+    return choices
+
+
+def load_named(selection: Selection, config: Config, evaluates: bool) -> None:
+    """Load the records of every plugin that ``config`` names; failures go to ``selection.errors``."""
+    chosen = config.peek(PluginOptions)
+    rewards = config.peek(RewardOptions)
+    source = {name: config.value(PluginOptions, name).source for name in ("engine", "advantage_estimator", "rm_type")}
+
+    def load(kind: str, name: str, needed: bool = True) -> PluginRef | None:
+        try:
+            plugin = selection.host.load(kind, name)
+        except PluginError as error:
+            if needed:
+                selection.errors.append(error)
+            return None
+        if plugin not in selection.loaded:
+            selection.loaded.append(plugin)
+        return plugin.ref
+
+    def adhoc(path: str, signature: str, flag: str) -> PluginRef | None:
+        try:
+            return load_adhoc(path, signature, flag)
+        except PluginError as error:
+            selection.errors.append(error)
+            return None
+
+    selection.backend = load("backend", chosen.backend)
+    selection.loss = load("loss", chosen.loss_type)
+    # A supervised run may do without these; then only naming one makes its failure an error.
+    alone = selection.supervised
+    named = {name: where in USER_SOURCES for name, where in source.items()}
+    selection.engine = load("engine", chosen.engine, named["engine"] or not alone or evaluates)
+    selection.advantage = load("advantage", chosen.advantage_estimator, named["advantage_estimator"] or not alone)
+    if chosen.rm_type is not None:
+        selection.reward = load("reward", chosen.rm_type)
+    if rewards.custom_rm_path is not None:
+        selection.reward = adhoc(rewards.custom_rm_path, "reward", "--custom-rm-path")
+    _load_filters(selection, config, load, adhoc)
+    selection.loggers = [ref for name in chosen.logger if (ref := load("logger", name))]
+    selection.hooks = [ref for name in chosen.hooks if (ref := load("hooks", name))]
+    _name_disagreement(selection, config)
+
+
+def _load_filters(
+    selection: Selection,
+    config: Config,
+    load: Callable[[str, str], PluginRef | None],
+    adhoc: Callable[[str, str, str], PluginRef | None],
+) -> None:
+    value = config.value(PluginOptions, "dynamic_sampling_filter_path")
+    names: tuple[str, ...] = (value.value,) if value.value is not None else ()
+    if value.source in (Source.DEFAULT, Source.RECIPE) and selection.recipe is not None and selection.recipe.filters:
+        names = selection.recipe.filters
+    for name in names:
+        ref = adhoc(name, "filter", FILTER_FLAG) if "." in name else load("filter", name)
+        if ref is not None:
+            selection.filters.append(ref)
+
+
+def _name_disagreement(selection: Selection, config: Config) -> None:
+    algo = config.value(PluginOptions, "algo")
+    if algo.value is None:
+        return
+    implied = recipe_choices(selection, config)
+    for name, flag in (("advantage_estimator", "--advantage-estimator"), ("loss_type", "--loss-type")):
+        value = config.value(PluginOptions, name)
+        if name in implied and value.value != implied[name] and value.source in USER_SOURCES:
+            ignored = f"the {implied[name]} that --algo {algo.value} ({algo.place}) means"
+            selection.warnings.append(f"{flag} {value.value} ({value.place}) is used, not {ignored}")

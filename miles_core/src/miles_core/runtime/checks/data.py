@@ -1,0 +1,169 @@
+"""Prompt files: they exist, are JSON Lines, and their rows have what the options say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from miles_core.config import DataOptions
+from miles_core.runtime.checks.report import Report, flag_of
+
+SCAN_BYTES = 64 * 1024**2
+"""Of a longer file only this front is validated; the rest is counted, and validated when it is read."""
+
+_SLICE = re.compile(r"(?P<path>.*)@\[(?P<start>[^:\]]*):(?P<stop>[^:\]]*)\]", re.DOTALL)
+_NAMED_LINES = 3
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """A data file as an option names it: ``FILE`` or ``FILE@[start:stop]`` with rows counted from 0, blank lines left out."""
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+
+    @classmethod
+    def of(cls, text: str) -> PromptFile:
+        """Raises:
+        ValueError: the bounds of the slice are no whole numbers from 0 on.
+        """
+        match = _SLICE.fullmatch(text)
+        if match is None:
+            return cls(Path(text).expanduser())
+        bounds = []
+        for name in ("start", "stop"):
+            bound = match[name].strip()
+            if bound and not bound.isdecimal():
+                raise ValueError(f"{name} {bound!r} is no whole number from 0 on")
+            bounds.append(int(bound) if bound else None)
+        return cls(Path(match["path"]).expanduser(), bounds[0] or 0, bounds[1])
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which keys the rows of a set have. A key of None is not used."""
+
+    input: str
+    label: str | None
+    metadata: str | None = None
+
+
+class _Problems:
+    """What is wrong with the rows of one file, by kind, so that a file with a thousand bad rows makes a line and not a thousand."""
+
+    def __init__(self) -> None:
+        self.lines: dict[tuple[str, str, str], list[int]] = {}
+
+    def add(self, line: int, code: str, why: str, fix: str) -> None:
+        self.lines.setdefault((code, why, fix), []).append(line)
+
+    def tell(self, report: Report, path: Path) -> None:
+        for (code, why, fix), lines in self.lines.items():
+            more = ""
+            if len(lines) > 1:
+                named = ", ".join(str(line) for line in lines[1 : 1 + _NAMED_LINES])
+                more = f" (and line {named}{', ...' if len(lines) > 1 + _NAMED_LINES else ''}: {len(lines)} rows in all)"
+            owner = f"{path}:{lines[0]}"
+            report.error(code, f"a row cannot be used{more}", owner=owner, why=why, fix=fix, path=str(path), line=lines[0])
+
+
+def check_prompts(report: Report) -> int | None:
+    """Check ``--prompt-data`` and return its number of rows, or None when it cannot be used."""
+    options = report.peek(DataOptions)
+    if options.prompt_data is None:
+        report.error("M208", "--prompt-data is missing", fix="give a JSON Lines file of prompts")
+        return None
+    keys = Keys(options.input_key, options.label_key, options.metadata_key)
+    rows = check_file(report, options.prompt_data, keys, report.said(DataOptions, "prompt_data"))
+    prompts = options.rollout_batch_size
+    if rows is not None and prompts is not None and 0 < rows < prompts:
+        report.warn(f"{options.prompt_data} has {rows} rows, fewer than --rollout-batch-size {prompts}: a rollout repeats prompts")
+    return rows
+
+
+def check_file(report: Report, text: str, keys: Keys, said: str) -> int | None:
+    """Check one data file.
+
+    Args:
+        text: ``FILE`` or ``FILE@[a:b]``.
+        said: the option that names it, for messages.
+
+    Returns:
+        Rows in the slice, or None when the file cannot be used.
+    """
+    try:
+        file = PromptFile.of(text)
+    except ValueError as error:
+        report.error("M305", f"{said} has no legal slice", why=str(error), fix="write FILE@[a:b] with 0 <= a < b")
+        return None
+    path = file.path
+    if not path.is_file():
+        why = "it is a folder" if path.is_dir() else "there is no such file"
+        report.error("M301", f"{said} cannot be read", owner=str(path), why=why, fix="check the path", path=str(path))
+        return None
+    problems = _Problems()
+    total = 0
+    try:
+        for index, line, raw in _lines(path):
+            total = index + 1
+            if raw is not None and file.start <= index and (file.stop is None or index < file.stop):
+                _check_row(raw, line, keys, problems)
+    except OSError as error:
+        report.error("M301", f"{said} cannot be read", owner=str(path), why=str(error), fix="check its permissions")
+        return None
+    rows = max(0, (total if file.stop is None else min(total, file.stop)) - file.start)
+    problems.tell(report, path)
+    if rows == 0:
+        why = f"it has {total} rows, and the slice takes none of them" if total else "it has no rows"
+        report.error("M302", f"{said} is empty", owner=str(path), why=why, fix="give a file with a JSON object on each line")
+        return None
+    return rows if not problems.lines else None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
+    """Row index, line number and content of every line that is not blank; content is None beyond :data:`SCAN_BYTES`."""
+    index = taken = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            taken += len(line)
+            yield index, number, line if taken <= SCAN_BYTES else None
+            index += 1
+
+
+def _check_row(raw: bytes, line: int, keys: Keys, problems: _Problems) -> None:
+    try:
+        row = json.loads(raw)
+    except UnicodeDecodeError:
+        problems.add(line, "M303", "it is not UTF-8 text", "convert the file to JSON Lines in UTF-8")
+        return
+    except ValueError as error:
+        message = getattr(error, "msg", str(error))
+        problems.add(line, "M303", f"it is not JSON: {message}", "write one JSON object on each line, or remove the row")
+        return
+    if not isinstance(row, dict):
+        problems.add(line, "M303", f"it is JSON, but no object: {type(row).__name__}", "write one JSON object on each line")
+        return
+    for key, flag in ((keys.input, "input_key"), (keys.label, "label_key")):
+        if key is not None and key not in row:
+            has = ", ".join(map(str, list(row)[:6]))
+            fix = f"repair the row, or name another key with {flag_of(DataOptions, flag)}"
+            problems.add(line, "M304", f"it has no key {key!r}; it has {has or 'none'}", fix)
+    given = row.get(keys.input, "")
+    if not _is_prompt(given):
+        why = f"{keys.input!r} is {type(given).__name__}, neither text nor a list of messages with a role"
+        problems.add(line, "M306", why, "repair the row")
+    data = row.get(keys.metadata) if keys.metadata is not None else None
+    if data is not None and not isinstance(data, Mapping):
+        problems.add(line, "M306", f"{keys.metadata!r} is {type(data).__name__}, not an object", "repair the row")
+
+
+def _is_prompt(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(message, dict) and "role" in message for message in value)
+    return isinstance(value, str)

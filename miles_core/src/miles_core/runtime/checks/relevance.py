@@ -1,0 +1,71 @@
+"""Options that the user set and that mean nothing for this run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from miles_core.config import (
+    CheckpointOptions,
+    ClusterOptions,
+    EvaluationOptions,
+    PluginOptions,
+    RewardOptions,
+    RolloutOptions,
+    TrainingOptions,
+)
+from miles_core.runtime.checks.report import Report
+
+GENERATION = (
+    *("rollout_temperature", "rollout_top_p", "rollout_top_k", "rollout_skip_special_tokens", "rollout_stop"),
+    *("rollout_stop_token_ids", "rollout_request_timeout", "update_weight_buffer_size", "check_weight_update_equal"),
+    *("logprob_diff_warn", "logprob_diff_limit"),
+)
+ENGINES = ("rollout_num_gpus", "rollout_num_gpus_per_engine", "colocate", "offload", "offload_train", "offload_rollout")
+
+
+def check_relevance(report: Report) -> None:
+    """Warn, by name, of options that nothing will use."""
+    if report.supervised:
+        _supervised(report)
+    if not report.evaluates:
+        names = [name for name in EvaluationOptions.__dataclass_fields__ if name != "eval_interval"]
+        _warn(report, EvaluationOptions, names, "--eval-interval is not given, so the run does not evaluate")
+    training = report.peek(TrainingOptions)
+    if training.use_dynamic_batch_size:
+        _warn(report, TrainingOptions, ["micro_batch_size"], "--use-dynamic-batch-size fills micro-batches by tokens")
+    else:
+        names = ["max_tokens_per_gpu", "log_probs_max_tokens_per_gpu"]
+        _warn(report, TrainingOptions, names, "--use-dynamic-batch-size is not given")
+    if training.lr_warmup_fraction is not None:
+        _warn(report, TrainingOptions, ["lr_warmup_iters"], "--lr-warmup-fraction takes its place")
+    if training.lr_decay_style == "constant":
+        _warn(report, TrainingOptions, ["min_lr", "lr_decay_iters"], "--lr-decay-style is constant")
+    if report.peek(RewardOptions).custom_rm_path is not None:
+        _warn(report, PluginOptions, ["rm_type"], "--custom-rm-path takes its place")
+    if report.peek(CheckpointOptions).save is None:
+        _warn(report, CheckpointOptions, ["save_total_limit"], "--save is not given")
+
+
+def _supervised(report: Report) -> None:
+    """A supervised run has no advantage; without evaluation it has no engine and no reward either."""
+    selection = report.selection
+    loss = selection.loss.name if selection.loss is not None else ""
+    why = f"--loss-type {loss} trains on responses from the data"
+    _warn(report, PluginOptions, ["advantage_estimator", "dynamic_sampling_filter_path"], why)
+    idle = [selection.advantage]
+    if not report.generates:
+        _warn(report, PluginOptions, ["rm_type", "engine"], f"{why}, and the run does not evaluate")
+        _warn(report, RewardOptions, RewardOptions.__dataclass_fields__, why)
+        _warn(report, RolloutOptions, GENERATION, why)
+        _warn(report, ClusterOptions, ENGINES, why)
+        idle += [selection.reward, selection.engine]
+    used = {plugin.options for plugin in selection.loaded if plugin.ref not in idle}
+    for plugin in selection.loaded:
+        if plugin.ref in idle and plugin.options is not None and plugin.options not in used:
+            _warn(report, plugin.options, plugin.options.__dataclass_fields__, why)  # type: ignore[attr-defined]
+
+
+def _warn(report: Report, group: type, names: Iterable[str], why: str) -> None:
+    for option, value in report.config.items():
+        if option.group is group and option.field in names and report.chosen(group, option.field) and value.value != option.default:
+            report.warn(f"{option.flag} ({value.place}) has no effect: {why}")

@@ -1,0 +1,139 @@
+"""From resolved options to the plan of a run: every check, all mistakes together, before any process starts."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from miles_core.config import PluginOptions, RewardOptions, RunOptions
+from miles_core.errors import MilesError, PluginError, UsageErrors
+from miles_core.options import Config
+from miles_core.options.resolve import Resolved
+from miles_core.plugins import events
+from miles_core.runtime.checks import Report
+from miles_core.runtime.checks.batch import check_batch
+from miles_core.runtime.checks.checkpoint import check_checkpoint
+from miles_core.runtime.checks.data import check_prompts
+from miles_core.runtime.checks.evaluation import check_evaluation
+from miles_core.runtime.checks.placement import Machine, check_placement
+from miles_core.runtime.checks.ranges import check_partners, check_ranges
+from miles_core.runtime.checks.relevance import check_relevance
+from miles_core.runtime.checks.resume import check_resume
+from miles_core.runtime.plan import BatchPlan, PlacementPlan, PluginPlan, RunPlan
+
+
+@dataclass
+class Planned:
+    """The outcome of the validation pass.
+
+    Attributes:
+        config: the options with everything derived.
+        plan: None when there are errors.
+        errors, warnings: of resolving and planning together.
+        prompt_rows: rows of the prompt data before prompts that are too long are dropped, or None.
+        eval_rows: the same of each evaluation set.
+    """
+
+    config: Config
+    plan: RunPlan | None
+    errors: list[MilesError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    prompt_rows: int | None = None
+    eval_rows: Mapping[str, int] = field(default_factory=dict)
+
+    def require(self) -> RunPlan:
+        """The plan.
+
+        Raises:
+            UsageErrors: there are errors.
+        """
+        if self.plan is None:
+            raise UsageErrors(self.errors)
+        return self.plan
+
+
+def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
+    """Check everything and plan the run.
+
+    Reading an option for a check does not count as reading it; what goes into the plan does.
+
+    Args:
+        resolved: its errors are kept, and everything else is checked all the same.
+        machine: what the run may take; None looks at this one.
+    """
+    report = Report(resolved.config, resolved.selection)
+    report.errors += resolved.errors
+    report.warnings += resolved.warnings
+    check_ranges(report)
+    check_partners(report)
+    check_relevance(report)
+    _check_reward(report)
+    placement, trainers = check_placement(report, Machine.here() if machine is None else machine)
+    checkpoint = check_checkpoint(report)
+    prompt_rows = check_prompts(report)
+    eval_rows = check_evaluation(report)
+    batch = check_batch(report, trainers, prompt_rows)
+    state = check_resume(report, checkpoint)
+    _configure(report, resolved)
+
+    planned = Planned(report.config, None, report.errors, report.warnings, prompt_rows, eval_rows)
+    if not report.errors:
+        assert placement is not None
+        assert batch is not None
+        assert checkpoint is not None
+        planned.plan = _plan(report, placement, batch, checkpoint, state.folder if state else None)
+    return planned
+
+
+def _check_reward(report: Report) -> None:
+    if not report.generates or report.selection.reward is not None:
+        return
+    if report.peek(PluginOptions).rm_type is None and report.peek(RewardOptions).custom_rm_path is None:
+        why = "nothing would grade the responses"
+        report.error("M208", "--rm-type is missing", why=why, fix="give the name of a reward plugin, or --custom-rm-path")
+
+
+def _configure(report: Report, resolved: Resolved) -> None:
+    """Let the plugins check the options, with everything derived."""
+    try:
+        resolved.host.broadcast(events.Configure(report.config.untracked(), report.errors.append))
+    except PluginError as error:
+        report.errors.append(error)
+
+
+def _plan(report: Report, placement: PlacementPlan, batch: BatchPlan, checkpoint: Path, resume_from: Path | None) -> RunPlan:
+    chosen = report.selection
+    assert chosen.backend is not None
+    assert chosen.loss is not None
+    report.use(PluginOptions, *PluginOptions.__dataclass_fields__)
+    report.use(RewardOptions, "custom_rm_path")
+    report.use(RunOptions, "run_dir")
+    plugins = PluginPlan(
+        backend=chosen.backend,
+        loss=chosen.loss,
+        engine=chosen.engine if report.generates else None,
+        advantage=None if report.supervised else chosen.advantage,
+        reward=chosen.reward if report.generates else None,
+        filters=() if report.supervised else tuple(chosen.filters),
+        loggers=tuple(chosen.loggers),
+        hooks=tuple(chosen.hooks),
+        algo=chosen.algo,
+    )
+    run_dir = report.peek(RunOptions).run_dir
+    return RunPlan(
+        plugins=plugins,
+        batch=batch,
+        placement=placement,
+        run_dir=(Path(run_dir).expanduser() if run_dir is not None else _fresh_folder(Path("runs"))).absolute(),
+        checkpoint=checkpoint.absolute(),
+        resume_from=resume_from.absolute() if resume_from is not None else None,
+    )
+
+
+def _fresh_folder(parent: Path) -> Path:
+    name = time.strftime("%Y%m%d-%H%M%S")
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(parent / each for each in names if not (parent / each).exists())
