@@ -63,7 +63,7 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
     from miles_core.runtime.loop import Loop
     from miles_core.runtime.reaper import Reaper
     from miles_core.runtime.saving import Saver, read_progress
-    from miles_core.weights.transports import run_folder
+    from miles_core.weights.transports import remove_stale, run_folder
 
     started = time.perf_counter()
     loggers = [create(ref, config) for ref in plan.plugins.loggers]
@@ -72,6 +72,7 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
     reaper = Reaper()
     cluster = None
     try:
+        remove_stale(run_folder(plan.run_dir))
         reaper.adopt_folder(run_folder(plan.run_dir))
         progress.phase("start")
         cluster = connect(plan.placement, config.get(ClusterOptions).ray_address, reaper)
@@ -115,6 +116,7 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
             elif reaper.alive:
                 reaper.end_all()
         finally:
+            remove_stale(run_folder(plan.run_dir))
             reaper.dismiss()
             for logger in loggers:
                 logger.close()

@@ -1,0 +1,161 @@
+"""Tokens per second and MFU of a training step on one accelerator, beside a plain loop over the same Hugging Face model.
+
+    python benchmarks/gpu_training.py --size 0.6b --tokens 8192
+
+The plain loop is what one writes without a framework: bf16 weights, SDPA, one causal row, cross-entropy in chunks of 4,096 rows,
+fused AdamW on the bf16 weights. The trainer's step is the whole of GRPO's: fp32 master weights and optimizer, bf16 compute, policy
+loss, clipping, metrics. Both run in one process, one after the other. MFU counts matrix products and causal attention, forward and
+backward, against 989 TFLOP/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoint
+import numpy as np
+import record
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from miles_algos.advantages.grpo import Grpo
+from miles_algos.losses.policy_loss import PolicyLoss
+from miles_core.config import ClusterOptions, TrainingOptions
+from miles_core.options import Config
+from miles_core.protocols import ModelSpec
+from miles_core.training.rows import RankBatch, TrainRow
+from miles_core.training.split import count_step
+from miles_core.training.trainer import Trainer
+from miles_fsdp.backend import FsdpBackend
+from miles_fsdp.options import FsdpOptions
+
+PEAK = 989e12
+WARM_UP, REPEATS = 3, 8
+
+
+def main() -> None:
+    """Measure and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="0.6b", choices=sorted(checkpoint.SIZES))
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint.write(Path(folder) / "model", args.size, dtype=torch.bfloat16)
+        config = AutoConfig.from_pretrained(path)
+        flops = step_flops(config, args.tokens)
+        figures: dict[str, object] = {"size": args.size, "tokens": args.tokens, "TFLOP per step": round(flops / 1e12, 2)}
+        runs = {
+            "plain loop": lambda: plain_loop(path, args.tokens, device),
+            "trainer, one row": lambda: trainer_step(path, args.tokens, 1, device),
+            "trainer, one row, recomputing": lambda: trainer_step(path, args.tokens, 1, device, recompute=True),
+            "trainer, 16 packed rows": lambda: trainer_step(path, args.tokens, 16, device),
+        }
+        for name, run in runs.items():
+            seconds, peak = run()
+            own = flops if "16" not in name else step_flops(config, args.tokens // 16) * 16
+            figures[name] = {
+                "ms per step": round(1000 * seconds, 1),
+                "tokens/s": round(args.tokens / seconds),
+                "MFU (%)": round(100 * own / seconds / PEAK, 1),
+                "peak GiB": round(peak / 2**30, 1),
+            }
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    record.save(f"gpu_training_{args.size}_{args.tokens}", figures, __doc__ or "", args.out)
+
+
+def step_flops(config: object, tokens: int) -> float:
+    """Floating-point operations of forward and backward over one causal row."""
+    c = config
+    heads = c.num_attention_heads * c.head_dim  # type: ignore[attr-defined]
+    keys = c.num_key_value_heads * c.head_dim  # type: ignore[attr-defined]
+    layer = c.hidden_size * (2 * heads + 2 * keys) + 3 * c.hidden_size * c.intermediate_size  # type: ignore[attr-defined]
+    matrices = c.num_hidden_layers * layer + c.vocab_size * c.hidden_size  # type: ignore[attr-defined]
+    attention = c.num_hidden_layers * 6 * tokens * tokens * heads  # type: ignore[attr-defined]
+    return 6.0 * matrices * tokens + attention
+
+
+def timed(step: Callable[[], object], device: torch.device) -> tuple[float, int]:
+    """Median seconds of a step after warm-up, and peak bytes."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(WARM_UP + REPEATS):
+        if cuda:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[WARM_UP:]), torch.cuda.max_memory_allocated() if cuda else 0
+
+
+def plain_loop(path: Path, tokens: int, device: torch.device) -> tuple[float, int]:
+    """Cross-entropy on one row of random tokens."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="sdpa").to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type == "cuda")
+    row = torch.randint(100, 250, (1, tokens), device=device)
+
+    def step() -> None:
+        hidden = model.model(input_ids=row, use_cache=False).last_hidden_state[0, :-1]
+        total = torch.zeros((), device=device)
+        for part, labels in zip(hidden.split(4096), row[0, 1:].split(4096), strict=True):
+            total = total + F.cross_entropy(model.lm_head(part).float(), labels, reduction="sum")
+        (total / tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return timed(step, device)
+
+
+def trainer_step(path: Path, tokens: int, rows: int, device: torch.device, recompute: bool = False) -> tuple[float, int]:
+    """GRPO's step on ``rows`` packed rows of equal length."""
+    with tempfile.NamedTemporaryFile() as meeting:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{meeting.name}-{rows}", rank=0, world_size=1)
+        try:
+            options = TrainingOptions(use_dynamic_batch_size=True, max_tokens_per_gpu=tokens, lr=1e-6, log_probs_chunk_size=4096)
+            config = Config.of(options, FsdpOptions(gradient_checkpointing=recompute), ClusterOptions(device=device.type))
+            trained = FsdpBackend(config)
+            trained.setup(ModelSpec(checkpoint=path, train_steps=1000))
+            trainer = Trainer(config, trained, PolicyLoss(config), Grpo(config))
+            batch = random_batch(tokens, rows)
+            return timed(lambda: trainer.train(batch), device)
+        finally:
+            dist.destroy_process_group()
+
+
+def random_batch(tokens: int, rows: int) -> RankBatch:
+    """Rows with a prompt of 16 tokens, every other one rewarded."""
+    random = np.random.default_rng(0)
+    length = tokens // rows
+    made = tuple(
+        TrainRow(
+            index=i,
+            group=0,
+            tokens=random.integers(100, 250, length).astype(np.int32),
+            response_length=length - 16,
+            mask=np.ones(length - 16, np.float32),
+            reward=1.0 if i % 2 == 0 else -1.0,
+            raw_reward=float(i % 2 == 0),
+        )
+        for i in range(rows)
+    )
+    return RankBatch(0, made, (tuple(range(rows)),), (count_step(made),))
+
+
+if __name__ == "__main__":
+    main()
