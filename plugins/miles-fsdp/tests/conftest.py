@@ -35,6 +35,17 @@ def checkpoints(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
+def one_gpu_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of this process alone, for a GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    place = tmp_path_factory.mktemp("group") / "init"
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{place}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A process group of this process alone."""
     threads = torch.get_num_threads()

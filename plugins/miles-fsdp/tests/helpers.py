@@ -9,6 +9,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -30,7 +34,10 @@ REQUEST = OutputRequest(entropy=True, temperature=0.7)
 
 
 def write_checkpoints(root: Path) -> None:
-    """``qwen3`` (tied), ``llama`` (untied, in several files), ``half`` (bf16) and ``moe``, with random fp32 weights."""
+    """Random fp32 weights: ``qwen3`` (tied), ``llama`` (untied, in several files), ``half`` (bf16), ``moe``, and the odd ones.
+
+    ``gemma2`` soft-caps its logits and has sliding windows; ``bloom`` has positions and masks of its own.
+    """
     torch.manual_seed(0)
     common = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 128}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "initializer_range": 0.2}
@@ -42,6 +49,10 @@ def write_checkpoints(root: Path) -> None:
     )
     qwen3.to(torch.bfloat16).save_pretrained(root / "half")
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1, "head_dim": 8}
+    gemma2 = Gemma2Config(**common, **heads, head_dim=8, sliding_window=4, final_logit_softcapping=2.0)
+    Gemma2ForCausalLM(gemma2).save_pretrained(root / "gemma2")
+    bloom = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
+    BloomForCausalLM(bloom).save_pretrained(root / "bloom")
     Qwen3MoeForCausalLM(Qwen3MoeConfig(**common, **heads, **experts)).save_pretrained(root / "moe")
 
 
@@ -54,9 +65,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
 
 
-def make_backend(checkpoint: Path, *, options: FsdpOptions | None = None, spec: dict | None = None, **training) -> FsdpBackend:
-    """A backend that is set up on the CPU."""
-    config = Config.of(TrainingOptions(**training), options or FsdpOptions(), ClusterOptions(device="cpu"))
+def make_backend(
+    checkpoint: Path, *, options: FsdpOptions | None = None, spec: dict | None = None, device: str = "cpu", **training
+) -> FsdpBackend:
+    """A backend that is set up."""
+    config = Config.of(TrainingOptions(**training), options or FsdpOptions(), ClusterOptions(device=device))
     backend = FsdpBackend(config)
     backend.setup(ModelSpec(checkpoint=checkpoint, **{"train_steps": 10, **(spec or {})}))
     return backend

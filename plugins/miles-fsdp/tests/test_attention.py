@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Gemma2Config, LlamaConfig, Qwen3Config
+from transformers import BloomConfig, Gemma2Config, LlamaConfig, Qwen3Config, Qwen3NextConfig
 
 from miles_core.errors import UsageError
 from miles_fsdp.attention import PACKED, Packing, check_packable, choose_attention, packed_attention
+from miles_fsdp.model import build_empty
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -80,13 +81,13 @@ def choose(wanted, *, chosen=False, device=CPU, compute=torch.float32, config=No
 
 
 def test_the_default_falls_back_with_a_notice(caplog):
-    assert choose("flash_attention_2") == PACKED
+    assert choose("flash_attention_2") == (PACKED, "sdpa", "eager")
     assert "does not run on cpu" in caplog.text
-    assert choose("flash_attention_2", device=GPU, compute=torch.float32) == PACKED
+    assert choose("flash_attention_2", device=GPU, compute=torch.float32)[0] == PACKED
 
 
 def test_models_with_soft_caps_fall_back_to_transformers_own():
-    assert choose("flash_attention_2", config=Gemma2Config()) == "sdpa"
+    assert choose("flash_attention_2", config=Gemma2Config()) == ("sdpa", "eager")
 
 
 def test_an_impossible_choice_is_a_usage_error():
@@ -95,12 +96,20 @@ def test_an_impossible_choice_is_a_usage_error():
 
 
 def test_a_possible_choice_is_kept():
-    assert choose("eager", chosen=True) == "eager"
+    assert choose("eager", chosen=True) == ("eager",)
 
 
-def test_models_with_recurrent_layers_are_not_packed():
-    check_packable(LlamaConfig())
-    mixed = SimpleNamespace(layer_types=["linear_attention", "full_attention"], model_type="mixed")
-    mixed.get_text_config = lambda: mixed
-    with pytest.raises(UsageError, match=r"M345 .*linear_attention.*--qkv-format bshd"):
-        check_packable(mixed)
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (Qwen3NextConfig(num_hidden_layers=4, hidden_size=32), "layers of type linear_attention"),
+        (BloomConfig(n_layer=1, hidden_size=32), "does not use transformers' attention interface"),
+    ],
+)
+def test_models_that_mix_the_samples_of_a_row_are_not_packed(config, why):
+    with pytest.raises(UsageError, match=f"M345 .*{why}.*--qkv-format bshd"):
+        check_packable(build_empty(config, [PACKED, "eager"]))
+
+
+def test_models_of_the_attention_interface_are_packed():
+    check_packable(build_empty(LlamaConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2), [PACKED]))

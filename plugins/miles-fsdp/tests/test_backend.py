@@ -29,6 +29,18 @@ def test_outputs_equal_those_of_each_sample_alone(tiny, checkpoints, model, atte
         assert not outputs[0].log_probs.requires_grad
 
 
+@pytest.mark.parametrize(("model", "layouts"), [("gemma2", ("thd", "bshd")), ("bloom", ("bshd",))])
+def test_odd_models_are_computed_as_transformers_does(tiny, checkpoints, model, layouts):
+    chosen = tiny.samples(6)
+    _, log_probs, _ = tiny.reference(checkpoints / model, chosen)
+    for layout in layouts:
+        backend = tiny.make_backend(checkpoints / model, qkv_format=layout)
+        assert backend._sets["actor"].plain_head == (model != "gemma2")
+        for request in (tiny.REQUEST, dataclasses.replace(tiny.REQUEST, chunk_size=3)):
+            (outputs,) = backend.forward([tiny.micro_batch(chosen, layout)], request)
+            assert torch.allclose(outputs.log_probs, log_probs, atol=1e-5)
+
+
 SPLITS = {"one": [8], "two": [3, 5], "each": [1] * 8}
 VARIANTS = {
     "plain": FsdpOptions(optimizer="sgd"),
@@ -68,6 +80,7 @@ def test_a_mixture_of_experts_has_the_gradients_of_its_samples(tiny, checkpoints
     model, _, _ = tiny.reference(checkpoints / "moe", chosen)
     stepped = {name: p.detach() - tiny.RATE * p.grad for name, p in model.named_parameters()}
     backend = tiny.make_backend(checkpoints / "moe", options=VARIANTS["plain"], **tiny.PLAIN_SGD)
+    assert backend._sets["actor"].plain_head
     backend.train_step([tiny.micro_batch(chosen)], tiny.REQUEST, tiny.loss)
     found = {name: p.to_local() for name, p in backend._sets["actor"].model.named_parameters()}
     assert tiny.furthest(found, stepped) < 1e-5

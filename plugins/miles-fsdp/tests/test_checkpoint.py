@@ -29,7 +29,7 @@ def broken(checkpoints, tmp_path):
 
 
 def check(directory) -> None:
-    check_names(build_empty(read_config(directory), PACKED), HfWeights(directory))
+    check_names(build_empty(read_config(directory), [PACKED]), HfWeights(directory))
 
 
 def test_rows_of_a_tensor_are_read_from_a_sharded_checkpoint(checkpoints):
@@ -82,7 +82,7 @@ def test_an_old_checkpoint_with_rotary_frequencies_still_fits(broken):
 
 
 def test_the_empty_model_has_real_buffers_and_tied_weights(checkpoints):
-    model = build_empty(read_config(checkpoints / "qwen3"), PACKED)
+    model = build_empty(read_config(checkpoints / "qwen3"), [PACKED])
     assert all(param.is_meta for param in model.parameters())
     assert model.lm_head.weight is model.model.embed_tokens.weight
     buffers = dict(model.named_buffers())

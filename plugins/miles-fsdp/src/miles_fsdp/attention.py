@@ -21,8 +21,6 @@ with contextlib.suppress(ImportError):  # PyTorch before 2.10 has none
     from torch.nn.attention.varlen import varlen_attn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from miles_core.training.batch import MicroBatch
 
 OWNER = "miles-fsdp"
@@ -61,24 +59,17 @@ class Packing:
         for start, stop in itertools.pairwise(bounds):
             if stop > start:
                 members.setdefault((stop - start - 1).bit_length(), []).append((start, stop))
-        device = batch.tokens.device
         restore = torch.empty(batch.tokens.numel(), dtype=torch.int64)
-        groups, offset = [], 0
+        groups, offset, device = [], 0, batch.tokens.device
         for segments in members.values():
-            gather, length = _padded(segments)
-            for row, (start, stop) in enumerate(segments):
-                restore[start:stop] = torch.arange(offset + row * length, offset + row * length + stop - start)
-            groups.append((gather.to(device), len(segments), length))
-            offset += gather.numel()
+            starts, stops = torch.tensor(segments).T[:, :, None]
+            length = int((stops - starts).max())
+            places = starts + torch.arange(length)
+            real = places < stops
+            restore[places[real]] = torch.arange(offset, offset + real.numel()).view_as(real)[real]
+            groups.append((torch.minimum(places, stops - 1).flatten().to(device), len(segments), length))
+            offset += real.numel()
         return cls(batch.cu_seqlens, batch.max_seqlen, tuple(groups), restore.to(device))
-
-
-def _padded(segments: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, int]:
-    starts = torch.tensor([start for start, _ in segments])
-    lengths = torch.tensor([stop - start for start, stop in segments])
-    length = int(lengths.max())
-    within = torch.minimum(torch.arange(length), (lengths - 1)[:, None])
-    return (starts[:, None] + within).flatten(), length
 
 
 def packed_attention(
@@ -179,8 +170,8 @@ def runs_variable_length(implementation: str, device: torch.device, compute: tor
 
 def choose_attention(
     wanted: str, *, chosen: bool, device: torch.device, compute: torch.dtype, model_config: Any, announce: bool
-) -> str:
-    """The implementation that transformers is told to use.
+) -> tuple[str, ...]:
+    """The implementations that a model may use, in order of preference: one, unless a default falls back.
 
     Args:
         wanted: ``--attn-implementation``.
@@ -193,7 +184,7 @@ def choose_attention(
         UsageError: flash_attention_2 was chosen and cannot be used (M341).
     """
     if wanted != "flash_attention_2":
-        return wanted
+        return (wanted,)
     why = ""
     if device.type != "cuda":
         why = f"flash-attn does not run on {device.type}"
@@ -202,14 +193,13 @@ def choose_attention(
     elif not is_flash_attn_2_available():
         why = "the package flash-attn is not installed"
     if not why:
-        return wanted
+        return (wanted,)
     if chosen:
         fix = "leave --attn-implementation out, or set it to sdpa"
         raise UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix)
-    found = PACKED if _plain(model_config) else "sdpa"
     if announce:
         _log.warning("%s: attention runs on PyTorch's own kernels (sdpa)", why)
-    return found
+    return (PACKED, "sdpa", "eager") if _plain(model_config) else ("sdpa", "eager")
 
 
 def _plain(config: Any) -> bool:
@@ -220,18 +210,19 @@ def _plain(config: Any) -> bool:
     return kinds <= _LAYER_TYPES and text.model_type != "gpt_oss" and not any(getattr(text, name, None) for name in odd)
 
 
-def check_packable(config: Any) -> None:
-    """Refuse packed rows for models that mix tokens of a row by other means than attention.
+def check_packable(model: Any) -> None:
+    """Refuse packed rows for models in which the samples of a row would see each other.
 
     Raises:
-        UsageError: the model has recurrent or linear-attention layers (M345).
+        UsageError: the model has recurrent or linear-attention layers, or makes its own masks (M345).
     """
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or []) - _LAYER_TYPES - {"chunked_attention"}
+    kind = model.config.model_type
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or []) - _LAYER_TYPES - {"chunked_attention"}
+    why = ""
     if kinds:
-        raise UsageError(
-            "M345",
-            f"packed samples would leak into each other in layers of type {', '.join(sorted(kinds))}",
-            owner=OWNER,
-            why=f"--qkv-format is thd and {config.model_type} keeps a state along the row",
-            fix="set --qkv-format bshd",
-        )
+        why = f"{kind} has layers of type {', '.join(sorted(kinds))}, which keep a state along the row"
+    elif not model.is_backend_compatible():
+        why = f"{kind} does not use transformers' attention interface"
+    if why:
+        fix = "set --qkv-format bshd"
+        raise UsageError("M345", "packed samples (--qkv-format thd) would leak into each other", owner=OWNER, why=why, fix=fix)

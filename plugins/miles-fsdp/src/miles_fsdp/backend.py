@@ -78,9 +78,7 @@ class FsdpBackend:
         self._compute = _precision(self._options.precision, self.device)
         self._mesh: DeviceMesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
         model_config = read_config(spec.checkpoint)
-        if self._config.get(TrainingOptions).qkv_format == "thd":
-            check_packable(model_config)
-        self._attention = choose_attention(
+        self._attentions = choose_attention(
             self._options.attn_implementation,
             chosen=chosen_by_user(self._config, "attn_implementation"),
             device=self.device,
@@ -102,10 +100,12 @@ class FsdpBackend:
         self._parking["actor"] = Parking()
 
     def _build(self, model_config: Any, weights: HfWeights, *, trainable: bool) -> Policy:
+        model = build_empty(model_config, self._attentions)
+        if self._config.get(TrainingOptions).qkv_format == "thd":
+            check_packable(model)
         policy = shard(
-            build_empty(model_config, self._attention),
+            model,
             self._mesh,
-            attention=self._attention,
             compute=self._compute,
             recompute=trainable and self._options.gradient_checkpointing,
             cpu_offload=self._options.cpu_offload,
@@ -127,7 +127,7 @@ class FsdpBackend:
         policy = self._present(weights)
         self._fetch(weights)
         with torch.no_grad():
-            outputs = [_outputs(policy(batch, request, False), request) for batch in micro_batches]
+            outputs = [ModelOutputs(*policy(batch, request, False)) for batch in micro_batches]
         _reshard(policy)
         self._put_away(weights)
         return outputs
@@ -144,7 +144,7 @@ class FsdpBackend:
         for i, batch in enumerate(micro_batches):
             if i in (0, last):
                 policy.set_requires_gradient_sync(i == last)  # type: ignore[operator]
-            scalar = loss(batch, _outputs(policy(batch, request, request.entropy), request))
+            scalar = loss(batch, ModelOutputs(*policy(batch, request, request.entropy)))
             if not scalar.requires_grad:
                 raise RunError(
                     "M430",
@@ -162,7 +162,7 @@ class FsdpBackend:
         return whole_weights(self._present("actor").model, self._dtypes, self.device)
 
     def copy_weights(self, source: str, target: str) -> None:
-        """Overwrite one named weight set by another; the optimizer's state stays.
+        """Overwrite one named weight set by another; the optimizer's state stays. A copy has the compute precision only.
 
         Raises:
             RunError: there are no such weights, or the actor is offloaded (M431, M432).
@@ -261,11 +261,6 @@ class FsdpBackend:
         """Keep a frozen set in host memory while nobody uses it."""
         if name != "actor" and self._offloads:
             self._parking[name].out([local(param) for param in self._sets[name].parameters()], unchanged=unchanged)
-
-
-def _outputs(pair: tuple[torch.Tensor | None, torch.Tensor | None], request: OutputRequest) -> ModelOutputs:
-    log_probs, entropy = pair
-    return ModelOutputs(log_probs=log_probs if request.log_probs else None, entropy=entropy)
 
 
 def _reshard(policy: Policy) -> None:

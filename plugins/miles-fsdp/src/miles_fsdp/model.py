@@ -16,11 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from miles_core.errors import UsageError
+from miles_fsdp.attention import PACKED
 from miles_fsdp.conversion import converted_parameters, is_converted
 from miles_fsdp.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torch.distributed.device_mesh import DeviceMesh
@@ -45,27 +46,39 @@ def read_config(directory: Path) -> Any:
         ) from cause
 
 
-def build_empty(config: Any, attention: str) -> nn.Module:
+def build_empty(config: Any, attentions: Sequence[str]) -> nn.Module:
     """The model with parameters on the meta device and its buffers computed, as they are not all in checkpoints.
 
+    Args:
+        config: the model's configuration.
+        attentions: implementations in order of preference; the first that the model can use is taken.
+
     Raises:
-        UsageError: transformers has no causal language model of this architecture (M345).
+        UsageError: transformers has no causal language model of this architecture, or none of ``attentions`` (M345).
     """
-    try:
-        with _parameters_on_meta(), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    except ValueError as cause:
-        why = str(cause).splitlines()[0]
-        raise UsageError(
-            "M345",
-            f"cannot build a causal language model of type {config.model_type}",
-            owner=OWNER,
-            why=why,
-            fix="use a checkpoint that AutoModelForCausalLM supports, or another --attn-implementation",
-        ) from cause
-    model.tie_weights()
-    # Dropout would make two passes over the same tokens disagree; RL compares such passes.
-    return model.eval()  # type: ignore[no-any-return]
+    why = ""
+    for attention in attentions:
+        try:
+            with _parameters_on_meta(), no_init_weights():
+                first = "eager" if attention == PACKED else attention
+                model = AutoModelForCausalLM.from_config(config, attn_implementation=first, dtype=torch.float32)
+        except ValueError as cause:
+            why = str(cause).splitlines()[0]
+            continue
+        if attention == PACKED:
+            if not model.is_backend_compatible():
+                continue
+            model.set_attn_implementation(PACKED)
+        model.tie_weights()
+        # Dropout would make two passes over the same tokens disagree; RL compares such passes.
+        return model.eval()  # type: ignore[no-any-return]
+    raise UsageError(
+        "M345",
+        f"cannot build a causal language model of type {config.model_type}",
+        owner=OWNER,
+        why=why,
+        fix="use a checkpoint that AutoModelForCausalLM supports, or another --attn-implementation",
+    )
 
 
 @contextlib.contextmanager
@@ -86,12 +99,11 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def shard(
-    model: nn.Module, mesh: DeviceMesh, *, attention: str, compute: torch.dtype, recompute: bool, cpu_offload: bool, trainable: bool
+    model: nn.Module, mesh: DeviceMesh, *, compute: torch.dtype, recompute: bool, cpu_offload: bool, trainable: bool
 ) -> Policy:
     """Shard each decoder layer, then the rest, over ``mesh``; gradients are summed over ranks in fp32.
 
     Args:
-        attention: the implementation the model was built with.
         compute: dtype of forward and backward; the shards stay fp32.
         recompute: recompute each layer's activations in the backward pass.
         cpu_offload: keep the shards in host memory.
@@ -99,7 +111,7 @@ def shard(
     """
     model.requires_grad_(trainable)
     blocks = [m for m in model.modules() if type(m).__name__ in set(getattr(model, "_no_split_modules", None) or ())]
-    policy = Policy(model, attention=attention, compute=compute)
+    policy = Policy(model, compute=compute)
     precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
     for block in blocks:

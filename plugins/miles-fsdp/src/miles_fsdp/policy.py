@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from miles_core.training.logprobs import token_outputs, token_outputs_from_hidden
 from torch import nn
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from miles_core.training.logprobs import token_outputs, token_outputs_from_hidden
 from miles_fsdp.attention import PACKED, Packing, runs_variable_length
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ class Policy(nn.Module):
     Only the hidden states that predict response tokens reach the head.
     """
 
-    def __init__(self, model: Any, *, attention: str, compute: torch.dtype) -> None:
+    def __init__(self, model: Any, *, compute: torch.dtype) -> None:
         super().__init__()
         self.model: Any = model
-        self.attention = attention
+        self.attention: str = model.config._attn_implementation
         self.compute = compute
         self.plain_head = _head_is_last(model, self.head)
 
@@ -38,20 +39,21 @@ class Policy(nn.Module):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Log-probs and entropy, ``[N]`` each, or None where not requested."""
         inputs = self._inputs(batch)
-        if self.plain_head and request.chunk_size > 0:
+        if self.plain_head:
             hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.logit_index)
             outputs = token_outputs_from_hidden(hidden, self.head, batch.targets, request, entropy_grad=entropy_grad)
         else:
             logits = _logits(self.model, self.head, inputs, batch.logit_index)
             outputs = token_outputs(logits, batch.targets, request, entropy_grad=entropy_grad)
-        # FSDP hangs its backward hook on what comes out, and warns of views, on which an in-place operation would lose the hook.
-        return tuple(out.clone() if out is not None and out._is_view() else out for out in (outputs.log_probs, outputs.entropy))  # type: ignore[return-value]
+        return outputs.log_probs, outputs.entropy
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": batch.tokens, "position_ids": batch.position_ids, "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
         if batch.cu_seqlens is None:
-            inputs["attention_mask"] = batch.attention_mask
-        elif self.attention == PACKED:
+            # Right padding: every model counts positions from 0 by itself.
+            return inputs | {"attention_mask": batch.attention_mask}
+        inputs["position_ids"] = batch.position_ids
+        if self.attention == PACKED:
             inputs["packing"] = Packing.of(batch, varlen=runs_variable_length(PACKED, batch.tokens.device, self.compute))
         elif self.attention.startswith("flash"):
             bounds = batch.cu_seqlens
@@ -68,28 +70,28 @@ def _logits(model: nn.Module, head: nn.Module, inputs: dict[str, Any], rows: tor
 
     handle = head.register_forward_pre_hook(select)
     try:
-        return model(**inputs).logits[0]  # type: ignore[no-any-return]
+        return model(**inputs).logits.flatten(0, 1)  # type: ignore[no-any-return]
     finally:
         handle.remove()
 
 
-def _head_is_last(model: nn.Module, head: nn.Module) -> bool:
-    """Whether the model returns its head's output as it is, without scaling or soft-capping. Runs the model on meta tensors."""
+def _head_is_last(model: Any, head: nn.Module) -> bool:
+    """Whether the model returns its head's output as it is, without scaling or soft-capping.
+
+    Asks the model itself, on the meta device and with its body left out.
+    """
     seen: list[torch.Tensor] = []
+    body = model.base_model
+    hidden = torch.empty((1, 2, model.config.get_text_config().hidden_size), device="meta")
     handle = head.register_forward_hook(lambda _m, _a, out: seen.append(out))
-    ids = torch.zeros((1, 2), dtype=torch.int64, device="meta")
-    buffers = [(m, n, b) for m in model.modules() for n, b in m.named_buffers(recurse=False)]
+    body.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
     try:
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer.to("meta")
         with torch.no_grad():
-            positions = torch.arange(2, device="meta")[None]
-            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    except (NotImplementedError, RuntimeError):
-        # The model does something that meta tensors cannot: asking for whole logits is always right.
+            logits = model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device="meta"), use_cache=False).logits
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        # The model wants more of its body than hidden states: asking it for whole logits is always right.
         return False
     finally:
         handle.remove()
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
+        del body.forward
     return len(seen) == 1 and logits is seen[0]
