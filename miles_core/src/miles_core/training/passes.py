@@ -1,0 +1,54 @@
+"""Log-probs of whole rollouts, without gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from miles_core.protocols.backend import OutputRequest, TrainingBackend
+from miles_core.training.batch import MicroBatch
+from miles_core.training.pack import pack
+from miles_core.training.plan import BinRule
+from miles_core.training.reduce import reduced
+from miles_core.training.table import RowTable
+
+
+class Scorer:
+    """Runs all rows of a rank through the model; the micro-batches are made on first use and serve every pass."""
+
+    def __init__(
+        self, backend: TrainingBackend, table: RowTable, rule: BinRule, request: OutputRequest, *, layout: str, multiple: int
+    ) -> None:
+        self._backend = backend
+        self._table = table
+        self._rule = rule
+        self._request = request
+        self._layout = layout
+        self._multiple = multiple
+        self._micro_batches: list[MicroBatch] | None = None
+
+    def log_probs(self, weights: str) -> np.ndarray | None:
+        """Log-probs of every response token under the named weights, float32, ``[N + 1]``. Collective.
+
+        None where the backend computes no loss.
+        """
+        micro_batches = self._made()
+        outputs = self._backend.forward(micro_batches, self._request, weights=weights)
+        if outputs is None:
+            return None
+        flat = np.zeros(self._table.response_tokens + 1, np.float32)
+        values = torch.cat([output.log_probs for output in outputs if output.log_probs is not None]).float().cpu().numpy()
+        flat[np.concatenate([self._table.response_index(np.array(batch.rows)) for batch in micro_batches])] = values
+        return flat
+
+    def _made(self) -> list[MicroBatch]:
+        if self._micro_batches is None:
+            lengths = self._table.lengths[:-1].tolist()
+            device = self._backend.device
+            agreed = torch.tensor([max(self._rule.count(lengths), 1)], device=device)
+            count = int(reduced(agreed, self._backend.parallel, "max").item())
+            self._micro_batches = [
+                pack(self._table, rows, {}, layout=self._layout, multiple=self._multiple).to(device)
+                for rows in self._rule.bins(lengths, count)
+            ]
+        return self._micro_batches

@@ -1,0 +1,278 @@
+"""Training on one rollout, for every backend."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from miles_core.config import AlgorithmOptions, RolloutOptions, TrainingOptions
+from miles_core.errors import UsageError
+from miles_core.options import Config
+from miles_core.protocols.advantage import Advantage, AdvantageInputs
+from miles_core.protocols.backend import OutputRequest, StepReport, TrainingBackend
+from miles_core.protocols.loss import Loss
+from miles_core.training import checks
+from miles_core.training.metrics import rollout_metrics
+from miles_core.training.objective import COMPARED, SAMPLE_WEIGHT, WEIGHT, Objective
+from miles_core.training.pack import pack
+from miles_core.training.passes import Scorer
+from miles_core.training.plan import BinRule
+from miles_core.training.reduce import all_sums, reduced, row_counts, sample_weights, token_weights
+from miles_core.training.report import Clock, TrainReport
+from miles_core.training.rows import RankBatch
+from miles_core.training.table import RowTable
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Rollout:
+    """What is known about the rollout that is being trained on.
+
+    ``fields`` holds flat per-token arrays, ``[N + 1]``, by field name of ``LossInputs``.
+    """
+
+    batch: RankBatch
+    table: RowTable
+    clock: Clock = field(default_factory=Clock)
+    fields: dict[str, np.ndarray] = field(default_factory=dict)
+    compared: bool = False
+    steps: int = 0
+    tokens: int = 0
+    log_prob_sum: tuple[float, float] = (0.0, 0.0)
+    difference: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """One rank of training, whole rollouts at a time. All methods are collective.
+
+    Log-probs of the weights before the rollout's first optimizer step are computed in a pass of their own when the rollout has
+    several steps, or when the estimator needs them; else those of the only step's forward pass serve.
+
+    A sample whose loss and gradient are exactly 0 is left out of an optimizer step and stays in its denominators: a fully masked
+    one, and one with zero advantages everywhere if the loss says ``zero_advantage_is_zero_loss`` (and the estimator needs no
+    model outputs, so that every rank can tell). A step for which no rank has a sample left is not made: weights, optimizer
+    state and learning-rate schedule stay as they are, so that a run resumed behind it goes on like one that was never stopped.
+
+    Raises:
+        UsageError: loss or estimator need what there is not (M410), or options contradict each other (M418).
+    """
+
+    def __init__(self, config: Config, backend: TrainingBackend, loss: Loss, advantage: Advantage | None) -> None:
+        checks.check_needs(loss, advantage)
+        training, rollout = config.get(TrainingOptions), config.get(RolloutOptions)
+        if not rollout.rollout_temperature > 0:
+            raise UsageError(
+                "M418",
+                f"--rollout-temperature {rollout.rollout_temperature:g} cannot be trained with",
+                owner="miles-core",
+                why="training divides the logits by it",
+                fix="set it above 0",
+            )
+        self.backend = backend
+        self.loss = loss
+        self.advantage = advantage
+        self._needs = loss.needs | (advantage.needs if advantage is not None else frozenset())
+        self._per_token = config.get(AlgorithmOptions).calculate_per_token_loss
+        self._layout = training.qkv_format
+        self._multiple = max(training.data_pad_size_multiplier, 1) if backend.device.type == "cuda" else 1
+        self._rule, self._scoring_rule = BinRule.training(config), BinRule.scoring(config)
+        self._warn, self._limit = rollout.logprob_diff_warn, rollout.logprob_diff_limit
+        self._scoring = OutputRequest(temperature=rollout.rollout_temperature, chunk_size=training.log_probs_chunk_size)
+        self._training = OutputRequest(
+            entropy="entropy" in loss.needs, temperature=rollout.rollout_temperature, chunk_size=training.log_probs_chunk_size
+        )
+        self._drops_zero = (
+            advantage is not None and not advantage.needs and getattr(loss, "zero_advantage_is_zero_loss", False) is True
+        )
+        self._zero_metrics = checks.zero_metrics(loss) if self._drops_zero else frozenset()
+        self._unstable = 0
+
+    def train(self, batch: RankBatch) -> TrainReport:
+        """Passes, advantages, optimizer steps.
+
+        Raises:
+            RunError: an invariant does not hold (M411 to M417), see :mod:`miles_core.training.checks`.
+        """
+        run = _Rollout(batch, RowTable(batch.rows))
+        parallel, device = self.backend.parallel, self.backend.device
+        self._prepare(run)
+        self._score(run)
+        self._advantages(run)
+        plan = self._plan(run)
+        metrics = [self._step(run, step, rows, count) for step, (rows, count) in enumerate(plan)]
+        found = {}
+        if parallel.computes_loss:
+            known = "log_probs" in run.fields
+            extra = self._oversize(run)
+            if not known:
+                extra["log_probs"] = run.log_prob_sum
+            found = rollout_metrics(run.table, run.fields, extra, parallel, device)
+        return TrainReport(
+            metrics_per_step=metrics if parallel.computes_loss else [],
+            rollout_metrics=found,
+            skipped=run.steps == 0,
+            tokens=run.tokens,
+            seconds=run.clock.seconds,
+            reports=parallel.reports,
+        )
+
+    def _oversize(self, run: _Rollout) -> dict[str, tuple[float, float]]:
+        """Samples above the token cap, which train alone; all ranks' sum over 1."""
+        if self._rule.cap is None:
+            return {}
+        found = self._rule.oversize(run.table.lengths[:-1].tolist())
+        if found:
+            _log.warning("rollout %d: %d samples are longer than --max-tokens-per-gpu", run.batch.rollout_id, found)
+        return {"oversize_samples": (float(found), 1.0 / self.backend.parallel.data_size)}
+
+    def _prepare(self, run: _Rollout) -> None:
+        table = run.table
+        run.fields |= {"mask": table.mask, SAMPLE_WEIGHT: sample_weights(table)}
+        has = np.array([row.rollout_log_probs is not None for row in table.rows] + [True])
+        checks.check_rollout_log_probs(self.loss, bool(has.all()))
+        from_engine = table.rollout_log_probs()
+        if from_engine is not None:
+            run.fields["rollout_log_probs"] = from_engine
+            run.fields[COMPARED] = table.mask * np.repeat(has, table.response_lengths)
+
+    def _score(self, run: _Rollout) -> None:
+        """Reference and old log-probs, where needed."""
+        scorer = Scorer(self.backend, run.table, self._scoring_rule, self._scoring, layout=self._layout, multiple=self._multiple)
+        if "ref_log_probs" in self._needs:
+            with run.clock("ref_log_probs"):
+                reference = scorer.log_probs("ref")
+            if reference is not None:
+                run.fields["ref_log_probs"] = reference
+        by_estimator = self.advantage is not None and "old_log_probs" in self.advantage.needs
+        if by_estimator or ("old_log_probs" in self.loss.needs and len(run.batch.steps) > 1):
+            with run.clock("log_probs"):
+                old = scorer.log_probs("actor")
+            if old is not None:
+                run.fields["old_log_probs"] = run.fields["log_probs"] = old
+                self._compare_pass(run, old)
+
+    def _compare_pass(self, run: _Rollout, old: np.ndarray) -> None:
+        total, count, largest = 0.0, 0.0, -1.0
+        if COMPARED in run.fields:
+            weights = run.fields[COMPARED].astype(np.float64)
+            gap = np.abs(old - run.fields["rollout_log_probs"])[weights != 0]
+            total, count = float(np.dot(gap, weights[weights != 0])), float(weights.sum())
+            largest = float(gap.max(initial=-1.0))
+        self._compare(run, total, count, largest)
+
+    def _compare(self, run: _Rollout, total: float, count: float, largest: float) -> None:
+        """Rollout against training log-probs, over all ranks."""
+        run.compared = True
+        parallel, device = self.backend.parallel, self.backend.device
+        sums = reduced(torch.tensor([total, count], dtype=torch.float64, device=device), parallel, "sum").tolist()
+        most = float(reduced(torch.tensor([largest], dtype=torch.float64, device=device), parallel, "max").item())
+        if not sums[1]:
+            return
+        mean = sums[0] / sums[1]
+        run.difference = {"train/train_rollout_logprob_abs_diff": mean, "train/train_rollout_logprob_abs_diff_max": most}
+        checks.check_difference(
+            mean, most, warn=self._warn, limit=self._limit, rollout_id=run.batch.rollout_id, speak=parallel.reports
+        )
+
+    def _advantages(self, run: _Rollout) -> None:
+        """Advantages and returns of this rank's rows; where no loss is computed, only if they decide on rows to leave out."""
+        if self.advantage is None or not (self.backend.parallel.computes_loss or self._drops_zero):
+            return
+        table, advantage = run.table, self.advantage
+        given = {name: torch.from_numpy(run.fields[name][:-1]) for name in advantage.needs}
+        mask = torch.from_numpy(table.mask[:-1])
+        with run.clock("advantages"):
+            outputs = advantage(
+                AdvantageInputs(
+                    rewards=torch.tensor([row.reward for row in table.rows], dtype=torch.float32),
+                    mask=mask,
+                    lengths=tuple(table.response_lengths[:-1].tolist()),
+                    **given,
+                )
+            )
+        checks.check_advantages(advantage, mask, outputs.advantages, outputs.returns)
+        for name, values in (("advantages", outputs.advantages), ("returns", outputs.returns)):
+            run.fields[name] = np.append(values.float().numpy(), np.float32(0))
+
+    def _plan(self, run: _Rollout) -> list[tuple[list[int], int]]:
+        """For each optimizer step, the rows to train on and the number of micro-batches, which is the same on all ranks."""
+        table = run.table
+        live = table.mask_sums > 0
+        if self._drops_zero:
+            informative = (run.fields["advantages"] != 0) & (table.mask != 0)
+            live &= np.logical_or.reduceat(informative, table.response_starts)
+        steps = [[row for row in rows if live[row]] for rows in run.batch.steps]
+        counts = [self._rule.count(table.lengths[rows].tolist()) for rows in steps]
+        agreed = reduced(torch.tensor(counts, device=self.backend.device), self.backend.parallel, "max").tolist()
+        return list(zip(steps, agreed, strict=True))
+
+    def _step(self, run: _Rollout, step: int, rows: list[int], count: int) -> dict[str, float]:
+        """One optimizer step, and its metrics over all ranks."""
+        if not count:
+            zeros = {f"train/{name}": 0.0 for name in ("loss", "trained_samples", *sorted(self._zero_metrics))}
+            return zeros if self.backend.parallel.computes_loss else {}
+        table, device = run.table, self.backend.device
+        first = run.steps == 0
+        with run.clock("data_preprocess"):
+            weights = token_weights(table, run.batch.counts[step], per_token=self._per_token)
+            fields = {name: values for name, values in run.fields.items() if name != "log_probs"} | {WEIGHT: weights}
+            bins = self._rule.bins(table.lengths[rows].tolist(), count)
+            micro_batches = [
+                pack(table, [rows[i] for i in members], fields, layout=self._layout, multiple=self._multiple).to(device)
+                for members in bins
+            ]
+        objective = Objective(self.loss, compare=first)
+        with run.clock("actor_train"):
+            report = self.backend.train_step(micro_batches, self._training, objective)
+        run.steps += 1
+        self._unstable = self._unstable + 1 if report.skipped else 0
+        checks.check_stable(self._unstable, run.batch.rollout_id)
+        return self._metrics(run, step, rows, objective, report) if self.backend.parallel.computes_loss else {}
+
+    def _metrics(self, run: _Rollout, step: int, rows: list[int], objective: Objective, report: StepReport) -> dict[str, float]:
+        table, parallel, device = run.table, self.backend.parallel, self.backend.device
+        in_step = np.array(run.batch.steps[step], np.int64)
+        left_out = np.setdiff1d(in_step[table.mask_sums[in_step] > 0], rows)
+        local = {
+            "left_out": float(row_counts(table, per_token=self._per_token)[left_out].sum()),
+            "trained_samples": float(len(rows)),
+            "trained_tokens": float(table.lengths[rows].sum()),
+        }
+        sums = {f"term {name}": value for name, value in objective.terms.items()}
+        sums |= {f"gap {name}": value for name, value in objective.gaps.items() if name.startswith("old")}
+        totals = all_sums(sums | {name: torch.tensor(value) for name, value in local.items()}, parallel, device)
+        run.tokens += int(totals["trained_tokens"])
+        counts = run.batch.counts[step]
+        whole = counts.tokens if self._per_token else float(counts.samples)
+        share = 1.0 - totals["left_out"] / whole
+        metrics = {"train/loss": totals["term loss"], "train/trained_samples": totals["trained_samples"]}
+        for name in objective.terms.keys() - {"loss"}:
+            # What is not known to be 0 for the samples left out is averaged over the others.
+            metrics[f"train/{name}"] = totals[f"term {name}"] / (1.0 if name in self._zero_metrics else share)
+        metrics["train/grad_norm"] = report.grad_norm
+        metrics |= {f"train/lr-pg_{i}": rate for i, rate in enumerate(report.learning_rates)}
+        metrics["train/skipped_step"] = float(report.skipped)
+        if run.steps == 1:
+            self._first_step(run, rows, objective, totals)
+            metrics |= run.difference
+        return metrics
+
+    def _first_step(self, run: _Rollout, rows: list[int], objective: Objective, totals: dict[str, float]) -> None:
+        parallel, gaps = self.backend.parallel, objective.gaps
+        if totals.get("gap old_tokens"):
+            checks.check_first_step(
+                totals["gap old"] / totals["gap old_tokens"],
+                device=self.backend.device,
+                rollout_id=run.batch.rollout_id,
+                speak=parallel.reports,
+            )
+        run.log_prob_sum = (float(gaps["log_probs"]), float(len(rows)))
+        if not run.compared:
+            largest = -1.0 if objective.largest_gap is None else float(objective.largest_gap)
+            zero = torch.zeros(())
+            self._compare(run, float(gaps.get("rollout", zero)), float(gaps.get("rollout_tokens", zero)), largest)
