@@ -49,6 +49,7 @@ class FsdpBackend:
         self._sets: dict[str, Policy] = {}
         self._parking: dict[str, Parking] = {}
         self._changed: set[str] = set()
+        self._offloaded = False
 
     @property
     def device(self) -> torch.device:
@@ -214,15 +215,15 @@ class FsdpBackend:
 
     def offload(self) -> None:
         """Free the accelerator; without one, or with ``--fsdp-cpu-offload``, there is nothing to move."""
-        parking = self._parking["actor"]
-        if parking.parked or not self._offloads:
-            self._offloaded = True
+        if self._offloaded:
+            return
+        self._offloaded = True
+        if not self._offloads:
             return
         for param in self._sets["actor"].parameters():
             param.grad = None
         tensors = [local(param) for param in self._sets["actor"].parameters()] + self._optimizer.storage()
-        freed = parking.out(tensors)
-        self._offloaded = True
+        freed = self._parking["actor"].out(tensors)
         gc.collect()
         torch.cuda.empty_cache()
         _log.debug("offloaded %d bytes", freed)
@@ -237,8 +238,6 @@ class FsdpBackend:
         self._sets.clear()
         self._parking.clear()
         self.__dict__.pop("_optimizer", None)
-
-    _offloaded = False
 
     @property
     def _offloads(self) -> bool:

@@ -21,11 +21,6 @@ class Parking:
         self._parked: list[int] = []
         self._places: dict[int, tuple[torch.UntypedStorage, torch.Tensor]] = {}
 
-    @property
-    def parked(self) -> bool:
-        """Whether there is something to bring back."""
-        return bool(self._parked)
-
     def out(self, tensors: Iterable[torch.Tensor], *, unchanged: bool = False) -> int:
         """Copy the tensors' storages to host memory and free them.
 
