@@ -1,0 +1,233 @@
+"""A client of one or more engines that speak SGLang's HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from miles_core.errors import RunError
+from miles_core.samples import GenerateRequest, GenerateResult
+from miles_core.serving import wire
+
+if TYPE_CHECKING:
+    import aiohttp
+
+OWNER = "miles_core.serving"
+
+
+def assign(requests: Sequence[GenerateRequest], engines: int) -> list[list[GenerateRequest]]:
+    """Spread requests over engines; a pure function of their order.
+
+    Requests with the same prompt go to one engine, which then computes the prompt once; each such group goes to the engine
+    with the fewest requests so far, the first of equals.
+    """
+    groups: dict[tuple[int, ...], list[GenerateRequest]] = {}
+    for request in requests:
+        groups.setdefault(tuple(request.input_ids), []).append(request)
+    parts: list[list[GenerateRequest]] = [[] for _ in range(engines)]
+    for group in groups.values():
+        min(parts, key=len).extend(group)
+    return parts
+
+
+class EngineClient:
+    """Generates on engines behind URLs. For use in one event loop; :meth:`close` ends its connections.
+
+    Args:
+        urls: base URLs of the engines.
+        batch_stream: whether one HTTP call may take many requests and answer each as it ends; otherwise each request is a call.
+        timeout: seconds that an engine may be silent before the run fails.
+        max_connections: most calls in flight per engine, where each request is a call.
+    """
+
+    def __init__(self, urls: Sequence[str], *, batch_stream: bool, timeout: float, max_connections: int = 512) -> None:
+        if not urls:
+            raise ValueError("an engine client needs at least one URL")
+        self.urls = tuple(url.rstrip("/") for url in urls)
+        self.batch_stream = batch_stream
+        self.timeout = timeout
+        self.max_connections = max_connections
+        self._session: aiohttp.ClientSession | None = None
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[GenerateResult, None]:
+        """Results as they end, in any order. Closing the generator early drops the calls, which aborts their requests.
+
+        Raises:
+            RunError: ``M441`` no connection, ``M442`` silence for ``timeout`` seconds, ``M443`` an error from the engine,
+                ``M444`` an answer that cannot be read or is missing.
+        """
+        queue: asyncio.Queue[Sequence[GenerateResult] | BaseException | None] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(self._part(url, part, queue))
+            for url, part in zip(self.urls, assign(requests, len(self.urls)), strict=True)
+            if part
+        ]
+        running = len(tasks)
+        try:
+            while running:
+                item = await queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    for result in item:
+                        yield result
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def abort_all(self) -> None:
+        """Make every engine end its requests with what they have."""
+        await asyncio.gather(*(self._post(url, "/abort_request", {"abort_all": True}) for url in self.urls))
+
+    async def health(self, timeout: float = 5.0) -> None:
+        """Return when every engine answers within ``timeout`` seconds; raise ``RunError`` otherwise."""
+        import aiohttp
+
+        async def check(url: str) -> None:
+            limit = aiohttp.ClientTimeout(total=timeout)
+            try:
+                async with self._open().get(f"{url}/health", timeout=limit) as response:
+                    if response.status != 200:
+                        raise _engine_error(url, response.status, await response.text())
+            except (aiohttp.ClientError, OSError) as error:
+                raise _failure(url, error, timeout) from error
+
+        await asyncio.gather(*(check(url) for url in self.urls))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _part(self, url: str, part: Sequence[GenerateRequest], queue: asyncio.Queue[Any]) -> None:
+        try:
+            if self.batch_stream:
+                await self._stream(url, part, queue)
+            else:
+                await self._singles(url, part, queue)
+        except ExceptionGroup as group:
+            queue.put_nowait(group.exceptions[0])
+        except Exception as error:
+            queue.put_nowait(error)
+        else:
+            queue.put_nowait(None)
+
+    async def _singles(self, url: str, part: Sequence[GenerateRequest], queue: asyncio.Queue[Any]) -> None:
+        limit = asyncio.Semaphore(self.max_connections)
+
+        async def one(request: GenerateRequest) -> None:
+            async with limit:
+                body = wire.encode_call([request], batched=False, stream=False)
+                document = _load(url, await self._raw_post(url, "/generate", body))
+            queue.put_nowait([_result(url, document, request.rid, final=True)])
+
+        async with asyncio.TaskGroup() as group:
+            for request in part:
+                group.create_task(one(request))
+
+    async def _stream(self, url: str, part: Sequence[GenerateRequest], queue: asyncio.Queue[Any]) -> None:
+        import aiohttp
+
+        missing = {i: request.rid for i, request in enumerate(part)}
+        body = wire.encode_call(part, batched=True, stream=True)
+        try:
+            async with self._open().post(f"{url}/generate", data=body, headers=_JSON) as response:
+                if response.status != 200:
+                    raise _engine_error(url, response.status, await response.text())
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    *events, rest = (rest + chunk).split(b"\n\n")
+                    found = []
+                    for event in events:
+                        data = event.strip()
+                        if not data.startswith(b"data:") or data == b"data: [DONE]":
+                            continue
+                        document = _load(url, data[5:])
+                        index = document.get("index", 0)
+                        result = _result(url, document, missing.get(index, ""), final=False)
+                        if result is not None and missing.pop(index, None) is not None:
+                            found.append(result)
+                    if found:
+                        queue.put_nowait(found)
+        except (aiohttp.ClientError, OSError) as error:
+            raise _failure(url, error, self.timeout) from error
+        if missing:
+            what = f"engine {url} ended its answer with {len(part) - len(missing)} of {len(part)} responses"
+            raise RunError("M444", what, owner=OWNER, fix="see the engine's log", url=url)
+
+    async def _post(self, url: str, path: str, document: dict[str, Any]) -> bytes:
+        return await self._raw_post(url, path, wire.dumps(document))
+
+    async def _raw_post(self, url: str, path: str, body: bytes) -> bytes:
+        import aiohttp
+
+        try:
+            async with self._open().post(f"{url}{path}", data=body, headers=_JSON) as response:
+                data = await response.read()
+                if response.status != 200:
+                    raise _engine_error(url, response.status, data.decode(errors="replace"))
+                return data
+        except (aiohttp.ClientError, OSError) as error:
+            raise _failure(url, error, self.timeout) from error
+
+    def _open(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        if self._session is None:
+            # Silence is what counts, not the length of a call: a batch streams for as long as its longest response.
+            limit = aiohttp.ClientTimeout(total=None, sock_connect=min(self.timeout, 30.0), sock_read=self.timeout)
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(timeout=limit, connector=connector, read_bufsize=1 << 20)
+        return self._session
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def _load(url: str, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise RunError("M444", f"engine {url} sent an answer that is not JSON", owner=OWNER, why=str(error), url=url) from error
+    if not isinstance(document, dict):
+        raise RunError("M444", f"engine {url} sent an answer that is not an object", owner=OWNER, url=url)
+    return document
+
+
+def _result(url: str, document: dict[str, Any], rid: str, final: bool) -> Any:
+    if "error" in document:
+        raise _engine_error(url, 200, json.dumps(document))
+    try:
+        result = wire.decode_result(document, rid)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise RunError("M444", f"engine {url} sent an answer that cannot be read", owner=OWNER, why=str(error), url=url) from error
+    if result is None and final:
+        raise RunError("M444", f"engine {url} answered {rid} without a finish reason", owner=OWNER, url=url)
+    return result
+
+
+def _engine_error(url: str, status: int, text: str) -> RunError:
+    try:
+        error = json.loads(text)["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        text = text.strip()
+    what = f"engine {url} refused the call" if 400 <= status < 500 else f"engine {url} failed"
+    return RunError(
+        "M443", what, owner=OWNER, why=f"HTTP {status}: {text[:2000]}", fix="see the engine's log", url=url, status=status
+    )
+
+
+def _failure(url: str, error: BaseException, timeout: float) -> RunError:
+    if isinstance(error, TimeoutError):
+        what = f"engine {url} was silent for {timeout:g} s"
+        fix = "see the engine's log; raise --rollout-request-timeout when responses take that long"
+        return RunError("M442", what, owner=OWNER, fix=fix, url=url)
+    why = str(error) or type(error).__name__
+    return RunError("M441", f"no connection to engine {url}", owner=OWNER, why=why, fix="see the engine's log", url=url)

@@ -1,0 +1,303 @@
+"""The HTTP server of an engine, with SGLang's routes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from miles_core.errors import MilesError, RunError
+from miles_core.serving import wire
+from miles_core.serving.service import PAUSE_MODES, EngineService
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from miles_core.protocols import RouterMiddleware
+
+OWNER = "miles_core.serving"
+MAX_BODY = 256 * 1024 * 1024
+"""Largest body of a request, in bytes."""
+
+log = logging.getLogger(__name__)
+
+
+def engine_app(service: EngineService, middlewares: Sequence[RouterMiddleware] = (), max_body: int = MAX_BODY) -> web.Application:
+    """The aiohttp application around an engine.
+
+    Args:
+        service: the engine.
+        middlewares: applied in order, the last one outermost.
+        max_body: largest accepted body, in bytes; a larger one is answered with 413.
+    """
+    from aiohttp import web
+
+    handlers = _Handlers(service)
+    # aiohttp's first middleware is the outermost; error answers are made inside all of them so that they see them.
+    app = web.Application(client_max_size=max_body, middlewares=[*(_adapted(m) for m in reversed(middlewares)), _errors])
+    get, post = app.router.add_get, app.router.add_post
+    post("/generate", handlers.generate)
+    post("/abort_request", handlers.abort)
+    get("/health", handlers.health)
+    get("/health_generate", handlers.health_generate)
+    for path in ("/server_info", "/get_server_info"):
+        get(path, handlers.server_info)
+    for path in ("/model_info", "/get_model_info", "/get_weight_version"):
+        get(path, handlers.model_info)
+    for path, handler in (
+        ("/pause_generation", handlers.pause),
+        ("/continue_generation", handlers.resume),
+        ("/flush_cache", handlers.flush),
+        ("/release_memory_occupation", handlers.release),
+        ("/resume_memory_occupation", handlers.resume_memory),
+    ):
+        post(path, handler)
+    get("/flush_cache", handlers.flush)
+    return app
+
+
+def _adapted(middleware: RouterMiddleware) -> Any:
+    from aiohttp import web
+
+    @web.middleware
+    async def call(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        return await middleware(request, handler)
+
+    return call
+
+
+async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    from aiohttp import web
+
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _error(error.status, f"{error.reason}: {request.method} {request.path}")
+    except MilesError as error:
+        # A refusal depends on the engine's state, a failure of the engine is its own fault.
+        return _error(400 if not isinstance(error, RunError) else 500, error.line())
+    except ValueError as error:
+        return _error(400, str(error))
+
+
+_errors.__middleware_version__ = 1  # type: ignore[attr-defined]
+
+
+def _error(status: int, message: str) -> web.Response:
+    from aiohttp import web
+
+    document = {"error": {"message": " ".join(message.split()), "code": status}}
+    return web.Response(body=wire.dumps(document), status=status, content_type="application/json")
+
+
+def _json(document: Any) -> web.Response:
+    from aiohttp import web
+
+    return web.Response(body=wire.dumps(document), content_type="application/json")
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    data = await request.read()
+    if not data.strip():
+        return {}
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the body is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError("the body must be a JSON object")
+    return document
+
+
+class _Handlers:
+    def __init__(self, service: EngineService) -> None:
+        self.service = service
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        call = wire.decode_call(await _body(request))
+        if call.stream:
+            return await self._stream(request, call)
+        found: dict[str, Any] = {}
+        async with aclosing(self.service.submit(call.requests)) as answers_as_they_end:
+            async for results in answers_as_they_end:
+                for result in results:
+                    found[result.rid] = wire.encode_result(result, return_logprob=call.return_logprob)
+        answers = [found[r.rid] for r in call.requests]
+        return _json(answers if call.batched else answers[0])
+
+    async def _stream(self, request: web.Request, call: wire.GenerateCall) -> web.StreamResponse:
+        from aiohttp import web
+
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        places = {r.rid: i for i, r in enumerate(call.requests)}
+        try:
+            async with aclosing(self.service.submit(call.requests)) as answers_as_they_end:
+                async for results in answers_as_they_end:
+                    events = []
+                    for result in results:
+                        index = places[result.rid] if call.batched else None
+                        document = wire.encode_result(result, return_logprob=call.return_logprob, index=index)
+                        events.append(b"data: " + wire.dumps(document) + b"\n\n")
+                    if not response.prepared:
+                        await response.prepare(request)
+                    await response.write(b"".join(events))
+        except MilesError as error:
+            if not response.prepared:
+                raise
+            # The status line is gone, so the error travels as an event and the stream ends.
+            document = {"error": {"message": error.line(), "code": 500}}
+            await response.write(b"data: " + wire.dumps(document) + b"\n\n")
+        if not response.prepared:
+            await response.prepare(request)
+        await response.write(wire.DONE)
+        await response.write_eof()
+        return response
+
+    async def abort(self, request: web.Request) -> web.Response:
+        from aiohttp import web
+
+        body = await _body(request)
+        if body.get("abort_all") is True:
+            await self.service.abort(None)
+        else:
+            rid = body.get("rid")
+            rids = rid if isinstance(rid, list) else [rid]
+            if not all(isinstance(r, str) and r for r in rids):
+                raise ValueError("give rid, or abort_all: true")
+            await self.service.abort([str(r) for r in rids])
+        return web.Response()
+
+    async def health(self, request: web.Request) -> web.Response:
+        return await self._health(generate=False)
+
+    async def health_generate(self, request: web.Request) -> web.Response:
+        return await self._health(generate=True)
+
+    async def _health(self, generate: bool) -> web.Response:
+        from aiohttp import web
+
+        try:
+            await self.service.health(generate)
+        except MilesError as error:
+            return _error(503, error.line())
+        return web.Response()
+
+    async def server_info(self, request: web.Request) -> web.Response:
+        return _json(self.service.info())
+
+    async def model_info(self, request: web.Request) -> web.Response:
+        return _json(self.service.model_info())
+
+    async def pause(self, request: web.Request) -> web.Response:
+        given = (await _body(request)).get("mode") or "abort"
+        mode = next((m for m in PAUSE_MODES if m == given), None)
+        if mode is None:
+            raise ValueError(f"mode must be one of {', '.join(PAUSE_MODES)}, not {given!r}")
+        await self.service.pause(mode)
+        return _json({"status": "ok", "message": f"generation paused ({mode})"})
+
+    async def resume(self, request: web.Request) -> web.Response:
+        await self.service.resume()
+        return _json({"status": "ok", "message": "generation continues"})
+
+    async def flush(self, request: web.Request) -> web.Response:
+        await self.service.flush()
+        return _json({"success": True})
+
+    async def release(self, request: web.Request) -> web.Response:
+        await self.service.release_memory(_tags(await _body(request)))
+        return _json(None)
+
+    async def resume_memory(self, request: web.Request) -> web.Response:
+        await self.service.resume_memory(_tags(await _body(request)))
+        return _json(None)
+
+
+def _tags(body: dict[str, Any]) -> list[str] | None:
+    tags = body.get("tags")
+    if tags is not None and (not isinstance(tags, list) or not all(isinstance(t, str) for t in tags)):
+        raise ValueError("tags must be a list of texts")
+    return tags
+
+
+class ServerThread:
+    """An aiohttp application served from a thread of its own.
+
+    ``start`` returns the base URL; ``stop`` ends the thread. ``loop`` is the thread's event loop.
+    """
+
+    def __init__(self, app: web.Application, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._app = app
+        self._host = host
+        self._port = port
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> str:
+        """Serve; returns once the port is open.
+
+        Raises:
+            MilesError: ``M440``, the port is taken or the address is not this machine's.
+        """
+        started: Future[int] = Future()
+        self._thread = threading.Thread(target=self._main, args=(started,), name="miles-http", daemon=True)
+        self._thread.start()
+        port = started.result()
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{port}"
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the server; open connections are closed. ``timeout`` in seconds."""
+        if self._thread is None or self.loop is None or self._stop is None:
+            return
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout)
+
+    def _main(self, started: Future[int]) -> None:
+        try:
+            asyncio.run(self._serve(started))
+        except Exception as error:
+            if started.done():
+                log.exception("the HTTP server ended with an error")
+            else:
+                started.set_exception(error)
+
+    async def _serve(self, started: Future[int]) -> None:
+        from aiohttp import web
+
+        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        # Cancelling a handler whose client went away aborts what it waits for.
+        runner = web.AppRunner(self._app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            try:
+                await web.TCPSite(runner, self._host, self._port).start()
+            except OSError as error:
+                raise _port_error(self._host, self._port, error) from error
+            started.set_result(runner.addresses[0][1])
+            await self._stop.wait()
+        finally:
+            await runner.cleanup()
+
+
+def _port_error(host: str, port: int, error: OSError) -> MilesError:
+    taken = error.errno == errno.EADDRINUSE
+    return MilesError(
+        "M440",
+        f"cannot serve on {host} port {port}",
+        owner=OWNER,
+        why="the port is in use" if taken else str(error.strerror or error),
+        fix="choose another port, or 0 for a free one" if taken else "give an address of this machine",
+        host=host,
+        port=port,
+    )

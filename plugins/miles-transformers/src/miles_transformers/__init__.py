@@ -1,0 +1,1 @@
+"""The ``transformers`` engine of miles: batched KV-cache decoding in the engine's own process."""
