@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from miles_core.errors.catalogue.data import DATA
+from miles_core.errors.catalogue.engines import ENGINES
 from miles_core.errors.catalogue.explanation import Explanation
 from miles_core.errors.catalogue.options import OPTIONS
 from miles_core.errors.catalogue.plugins import PLUGINS
 from miles_core.errors.catalogue.run import RUN
-
-CATALOGUE: dict[str, Explanation] = {**PLUGINS, **OPTIONS, **DATA, **RUN}
-"""By code, in order."""
+from miles_core.errors.catalogue.state import STATE
+from miles_core.errors.catalogue.training import TRAINING
 
 SECTIONS: dict[str, dict[str, Explanation]] = {
     "Plugins": PLUGINS,
     "Options": OPTIONS,
     "Data and checkpoints": DATA,
-    "Running": RUN,
+    "Training": TRAINING,
+    "Engines": ENGINES,
+    "Run states and weights": STATE,
+    "Processes of a run": RUN,
 }
 """The catalogue as chapters."""
+
+CATALOGUE: dict[str, Explanation] = {code: said for codes in SECTIONS.values() for code, said in codes.items()}
+"""By code, in order."""
 
 
 def markdown() -> str:

@@ -5,6 +5,103 @@ from __future__ import annotations
 from miles_core.errors.catalogue.explanation import Explanation
 
 DATA: dict[str, Explanation] = {
+    "M301": Explanation(
+        title="Prompt data that cannot be read",
+        meaning="The file of prompts does not exist or cannot be opened.",
+        remedy="Check the path and its permissions.",
+        example="M301 train.jsonl: --prompt-data cannot be read: there is no such file. Do: check the path",
+    ),
+    "M302": Explanation(
+        title="Prompt data without rows",
+        meaning="The file of prompts has no row, or the slice takes none.",
+        remedy="Give a file with a JSON object on each line.",
+        example=("M302 train.jsonl: --prompt-data is empty: it has 0 rows. Do: give a file with a JSON object on each line"),
+    ),
+    "M303": Explanation(
+        title="A row that is not JSON",
+        meaning="A line of the file is not a JSON object in UTF-8.",
+        remedy="Write one JSON object on each line, or remove the row; the line names file and row.",
+        example=(
+            "M303 train.jsonl:17: it is not JSON: Expecting ',' delimiter. Do: write one JSON object on each line, or "
+            "remove the row"
+        ),
+    ),
+    "M304": Explanation(
+        title="A row without the key",
+        meaning="A row lacks the key that `--input-key` or `--label-key` names.",
+        remedy="Correct the option or the row; the line shows the keys that the row has.",
+        example="M304 train.jsonl:3: it has no key 'question'; it has prompt, answer. Do: give --input-key prompt",
+    ),
+    "M305": Explanation(
+        title="A slice that is none",
+        meaning="What stands behind the @ of a file is no slice of rows.",
+        remedy="Write FILE@[a:b] with 0 <= a < b.",
+        example="M305 --prompt-data train.jsonl@[5] has no legal slice. Do: write FILE@[a:b] with 0 <= a < b",
+    ),
+    "M306": Explanation(
+        title="A row of the wrong shape",
+        meaning="A prompt is neither text nor chat messages, or the metadata is not an object.",
+        remedy="Repair the row that the line names.",
+        example="M306 train.jsonl:9: 'metadata' is list, not an object. Do: repair the row",
+    ),
+    "M330": Explanation(
+        title="A checkpoint folder that is none",
+        meaning="The folder of `--hf-checkpoint` does not exist or is a file. Models are not downloaded by name.",
+        remedy="Give a local HF directory.",
+        example=("M330 models/tiny: --hf-checkpoint cannot be used: there is no such folder. Do: give a local HF directory"),
+    ),
+    "M331": Explanation(
+        title="A checkpoint without a config",
+        meaning="The folder has no config.json, or one that cannot be read.",
+        remedy="Give an HF directory, or fetch it again.",
+        example=(
+            "M331 models/tiny: --hf-checkpoint is no HF checkpoint: it has no config.json. Do: give a folder that "
+            "save_pretrained wrote"
+        ),
+    ),
+    "M332": Explanation(
+        title="A checkpoint without weights",
+        meaning="The folder has no safetensors weights, or its index names files that are not there.",
+        remedy="Fetch the checkpoint again, whole.",
+        example=(
+            "M332 models/tiny: --hf-checkpoint has no usable weights: model-00002-of-00002.safetensors is missing. Do: "
+            "fetch it again"
+        ),
+    ),
+    "M333": Explanation(
+        title="A checkpoint without a tokenizer",
+        meaning="The folder has no file of a tokenizer.",
+        remedy="Save the model's tokenizer into it, with tokenizer.save_pretrained.",
+        example=(
+            "M333 models/tiny: --hf-checkpoint has no tokenizer: it has none of tokenizer.json. Do: save the model's "
+            "tokenizer into it, with tokenizer.save_pretrained"
+        ),
+    ),
+    "M334": Explanation(
+        title="A tokenizer without a chat template",
+        meaning="`--apply-chat-template` is given, and the tokenizer has no template.",
+        remedy="Add a chat_template.jinja to the folder, or leave `--apply-chat-template` out.",
+        example=(
+            "M334 models/tiny: --apply-chat-template has no template to apply: neither chat_template.jinja nor "
+            "tokenizer_config.json has one. Do: add a chat_template.jinja to it, or leave --apply-chat-template out"
+        ),
+    ),
+    "M336": Explanation(
+        title="A folder of run states that is none",
+        meaning="The path of `--load` is a file.",
+        remedy="Give the folder of `--save`.",
+        example=("M336 states.txt: --load states.txt (argument 3) cannot be used: it is a file. Do: give the folder of --save"),
+    ),
+    "M337": Explanation(
+        title="Resuming with another model",
+        meaning="The saved run state was trained from a checkpoint with another config.json.",
+        remedy="Give the `--hf-checkpoint` of that run, or another `--load`.",
+        example=(
+            "M337 runs/a/states/rollout_3: --load runs/a/states (argument 3) is the run state of another model: "
+            "models/tiny/config.json differs from the one that the state was trained with. Do: give the --hf-checkpoint "
+            "of that run, or another --load"
+        ),
+    ),
     "M340": Explanation(
         title="A checkpoint that cannot be read",
         meaning=(

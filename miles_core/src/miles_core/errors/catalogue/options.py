@@ -73,6 +73,137 @@ OPTIONS: dict[str, Explanation] = {
             "'eps_clip_high'? Do: report it to the author of acme-algos, or choose another algorithm"
         ),
     ),
+    "M208": Explanation(
+        title="A required option is missing",
+        meaning="The run cannot be planned without the option, and nothing else says what it would.",
+        remedy="Give the option; the line says what it is for.",
+        example="M208 --rollout-batch-size is missing. Do: give the number of prompts in a rollout",
+    ),
+    "M209": Explanation(
+        title="A number out of range",
+        meaning=("An option's number is legal by type and cannot be meant: negative, zero, or in contradiction with another one."),
+        remedy="Give a number in the range that the line names.",
+        example="M209 --n-samples-per-prompt 0 (argument 9) is out of range. Do: give 1 or more",
+    ),
+    "M210": Explanation(
+        title="Batch sizes that do not divide",
+        meaning=(
+            "A rollout has `--rollout-batch-size` x `--n-samples-per-prompt` samples, which must be a whole number of "
+            "optimizer steps of `--global-batch-size` samples; no sample is dropped to make it fit."
+        ),
+        remedy="Take one of the sizes that the line suggests.",
+        example=(
+            "M210 --global-batch-size 100 (argument 11) does not divide a rollout: 32 prompts x 8 samples = 256. Do: take 64 or 128"
+        ),
+    ),
+    "M211": Explanation(
+        title="Steps that do not divide over ranks",
+        meaning=(
+            "The samples of an optimizer step must divide evenly over the data-parallel ranks, and the ranks over the "
+            "model-parallel sizes."
+        ),
+        remedy="Change the global batch size or the number of ranks, as the line suggests.",
+        example=(
+            "M211 an optimizer step of 10 samples does not divide over 4 data-parallel ranks: 10 % 4 = 2. Do: take a "
+            "number of ranks that divides 10: 2 or 5"
+        ),
+    ),
+    "M212": Explanation(
+        title="An epoch shorter than a rollout",
+        meaning="The prompts of all epochs together are fewer than one rollout takes.",
+        remedy="Take more epochs, more prompts, or a smaller `--rollout-batch-size`.",
+        example=(
+            "M212 --num-epoch 1 (argument 5) makes no rollout: 1 x 20 prompts are fewer than one rollout of 32. Do: take "
+            "--num-epoch 2, or at most 20 for --rollout-batch-size"
+        ),
+    ),
+    "M213": Explanation(
+        title="Dynamic batches without a cap",
+        meaning="`--use-dynamic-batch-size` fills micro-batches up to a number of tokens, and no number is given.",
+        remedy="Give `--max-tokens-per-gpu`.",
+        example="M213 --use-dynamic-batch-size needs --max-tokens-per-gpu. Do: give the most tokens of a micro-batch",
+    ),
+    "M214": Explanation(
+        title="Dynamic batches of padded rows",
+        meaning=("`--use-dynamic-batch-size` counts tokens, and with `--qkv-format bshd` padding would go over the cap."),
+        remedy="Take `--qkv-format thd`, or leave `--use-dynamic-batch-size` out.",
+        example=(
+            "M214 --qkv-format bshd (argument 3) does not go with --use-dynamic-batch-size: padded batches count samples, "
+            "not tokens. Do: take --qkv-format thd"
+        ),
+    ),
+    "M215": Explanation(
+        title="Saving without a place",
+        meaning="An option of saving is set, and `--save` is not.",
+        remedy="Give `--save DIR`, or leave the option out.",
+        example="M215 --save-interval 10 (argument 3) needs --save: nothing says where to save. Do: give --save DIR",
+    ),
+    "M216": Explanation(
+        title="Evaluation sets that cannot be used",
+        meaning=(
+            "Evaluation is asked for without a set, `--eval-prompt-data` is not a list of names and files, two sets have "
+            "one name, or `--eval-config` cannot be read."
+        ),
+        remedy="Write `--eval-prompt-data NAME FILE [NAME FILE ...]`, each name once.",
+        example=(
+            "M216 --eval-interval 5 (argument 3) has nothing to evaluate on: no evaluation set is given. Do: give "
+            "--eval-prompt-data NAME FILE"
+        ),
+    ),
+    "M217": Explanation(
+        title="Lengths that the model does not have",
+        meaning="A length limit is above the context of the model, or a prompt limit leaves no token for a response.",
+        remedy="Lower the limit to what the line names.",
+        example=(
+            "M217 --rollout-max-context-len 65536 (argument 5) is more than the model takes: max_position_embeddings is "
+            "32768. Do: take at most 32768"
+        ),
+    ),
+    "M218": Explanation(
+        title="Not enough room for the placement",
+        meaning="Trainers and engines take more CPUs, GPUs or nodes than there are, or than a node has.",
+        remedy="Ask for fewer, use `--colocate`, or start on more machines.",
+        example=("M218 the run takes 12 CPU slots: this machine has 8. Do: take fewer engines or trainers, or --colocate"),
+    ),
+    "M219": Explanation(
+        title="GPUs of engines that do not divide",
+        meaning="The GPUs for generation are not a whole number of engines of `--rollout-num-gpus-per-engine`.",
+        remedy="Take one of the numbers that the line suggests.",
+        example=(
+            "M219 --rollout-num-gpus-per-engine 4 (argument 7) does not divide --rollout-num-gpus 6: 6 % 4 = 2. Do: take "
+            "4 or 8 GPUs for generation"
+        ),
+    ),
+    "M220": Explanation(
+        title="A plugin that does not run on the device",
+        meaning="The record of the backend or engine does not offer the device of the run.",
+        remedy="Choose another plugin, or another `--device`.",
+        example=(
+            "M220 miles-megatron 0.1.0: the backend plugin 'megatron' does not run on cpu: it offers cuda. Do: choose "
+            "another backend plugin, or another --device"
+        ),
+    ),
+    "M221": Explanation(
+        title="Communication that the device does not have",
+        meaning="nccl moves GPU memory and does not work on CPU.",
+        remedy="Leave `--distributed-backend` out, or take `gloo`.",
+        example=(
+            "M221 --distributed-backend nccl (argument 3) does not work on CPU: nccl moves GPU memory. Do: leave it out, "
+            "or take gloo"
+        ),
+    ),
+    "M222": Explanation(
+        title="GPUs that are not there",
+        meaning="The run asks for GPUs, and this machine or cluster has none, or fewer.",
+        remedy="Take `--device cpu`, ask for fewer, or check the driver.",
+        example=("M222 --device cuda (argument 3) cannot be had: no GPU is visible. Do: take --device cpu, or check the driver"),
+    ),
+    "M223": Explanation(
+        title="A folder that cannot be one",
+        meaning="The path of a folder to write is a file, or a part of it is.",
+        remedy="Give another path.",
+        example="M223 --run-dir notes.txt (argument 3) cannot be a folder: that is a file. Do: give another path",
+    ),
     "M230": Explanation(
         title="A clip range that clips everything or nothing",
         meaning=(

@@ -1,81 +1,10 @@
-"""M401 to M499: runs that fail."""
+"""M481 to M499: processes of a run."""
 
 from __future__ import annotations
 
 from miles_core.errors.catalogue.explanation import Explanation
 
 RUN: dict[str, Explanation] = {
-    "M430": Explanation(
-        title="A loss without gradient",
-        meaning=(
-            "The scalar to differentiate does not depend on the model's outputs. A loss plugin that leaves masked tokens "
-            "out does that when all are masked."
-        ),
-        remedy="In the loss, multiply by the mask in place of leaving tokens out.",
-        example=(
-            "M430 miles-fsdp 0.1.0: the loss does not depend on the model's outputs: the loss returned a tensor without a "
-            "gradient. Do: multiply masked terms by the log-probs' mask in place of leaving them out"
-        ),
-    ),
-    "M431": Explanation(
-        title="The actor is offloaded",
-        meaning=("A pass was asked for while the model's weights were in host memory: a fault of the caller, not of the options."),
-        remedy="Report it with the log; a loop of your own calls `onload()` first.",
-        example="M431 miles-fsdp 0.1.0: the actor is offloaded. Do: call onload() first",
-    ),
-    "M432": Explanation(
-        title="Unknown weights",
-        meaning="A pass named a set of weights that was not set up: a fault of the caller, not of the options.",
-        remedy="Report it with the log; a loop of your own names the copy in `ModelSpec.copies`.",
-        example="M432 miles-fsdp 0.1.0: there are no weights named ref: set up: actor",
-    ),
-    "M440": Explanation(
-        title="A server cannot listen",
-        meaning=(
-            "The address or port of an engine or of the router cannot be used: another program has the port, or the "
-            "address is not this machine's."
-        ),
-        remedy="Choose another port, or 0 for a free one.",
-        example=(
-            "M440 miles-core 0.1.0: cannot serve on 127.0.0.1 port 30000: the port is in use. Do: choose another port, or "
-            "0 for a free one"
-        ),
-    ),
-    "M441": Explanation(
-        title="An engine does not answer",
-        meaning="No connection to the engine's server: it has ended, or a firewall is between.",
-        remedy="See the engine's log in the run folder.",
-        example=(
-            "M441 miles-core 0.1.0: no connection to engine http://127.0.0.1:30000: Connection refused. Do: see the engine's log"
-        ),
-    ),
-    "M442": Explanation(
-        title="An engine is silent",
-        meaning="The engine took a request and sent nothing for `--rollout-request-timeout` seconds.",
-        remedy="See the engine's log in the run folder; raise the time when responses are long.",
-        example=(
-            "M442 miles-core 0.1.0: engine http://127.0.0.1:30000 was silent for 600 s. Do: see the engine's log, or "
-            "raise --rollout-request-timeout"
-        ),
-    ),
-    "M443": Explanation(
-        title="An engine refused a request",
-        meaning="The engine answered with an error.",
-        remedy="Read the reason in the line, and the engine's log in the run folder.",
-        example=(
-            "M443 miles-core 0.1.0: engine http://127.0.0.1:30000 refused: HTTP 400: the prompt has 9000 tokens, the "
-            "model takes 8192. Do: see the engine's log"
-        ),
-    ),
-    "M444": Explanation(
-        title="An engine's answer cannot be read",
-        meaning=(
-            "The engine sent something that is not an answer of its protocol: another program serves that port, or the "
-            "versions differ."
-        ),
-        remedy="Check that the address is an engine's, and that its version is supported.",
-        example="M444 miles-core 0.1.0: engine http://127.0.0.1:30000 sent an answer that is not JSON",
-    ),
     "M481": Explanation(
         title="A process of the run died",
         meaning=(
