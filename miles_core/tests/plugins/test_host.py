@@ -63,7 +63,7 @@ def test_m101_suggests_and_says_how_to_install(host):
     error = code_of(host.load, "loss", "acne")
     assert error.code == "M101"
     assert "did you mean 'acme'?" in error.line()
-    assert "pip install miles-algos" in error.line()
+    assert "see miles plugins list --kind loss" in error.line()
     assert "offers 'lost' under" not in error.line()
 
 

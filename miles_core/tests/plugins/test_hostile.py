@@ -41,6 +41,20 @@ def test_no_plugin_and_nothing_heavy_is_imported(miles, args):
     assert done.stdout.splitlines()[-1] == "ACME [] []"
 
 
+@pytest.mark.parametrize("args", [("config", "--help"), ("config", "show", "--help"), ("run", "--help")], ids=" ".join)
+def test_help_of_a_run_imports_no_plugin_that_nobody_named(miles, args):
+    done = miles(*args, python=("-c", WATCH))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("ACME [] ")
+    assert "torch" not in done.stdout.splitlines()[-1]
+
+
+def test_config_of_a_named_plugin_that_exits_is_one_line(miles):
+    done = miles("config", "show", "--loss-type", "exits")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line.startswith("M103 acme-hostile 6.6: the loss plugin 'exits'")]
+
+
 def test_help_names_commands_of_plugins_by_metadata(miles):
     done = miles("--help")
     assert "acme-greet" in done.stdout

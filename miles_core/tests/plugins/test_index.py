@@ -112,6 +112,23 @@ def test_problems_of_a_misspelt_group():
     assert all(f"miles.{kind}" in far for kind in KINDS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "advice"),
+    [
+        ("backend", "megatron", "(pip install miles-megatron)"),
+        ("backend", "zzz", "(pip install miles-megatron)"),
+        ("engine", "sglang", "(pip install miles-sglang)"),
+        ("loss", "zzz", "(pip install miles-algos)"),
+        ("middleware", "zzz", "(pip install the distribution that has it)"),
+    ],
+)
+def test_m101_says_what_to_install(kind, name, advice):
+    with pytest.raises(PluginError) as caught:
+        PluginIndex([row("fsdp", "backend", "miles-fsdp")]).find(kind, name)
+    assert caught.value.code == "M101"
+    assert caught.value.fix.endswith(advice)
+
+
 def test_unknown_kind_is_a_programming_error():
     with pytest.raises(ValueError, match="not a kind of plugin"):
         PluginIndex([]).find("rewards", "x")

@@ -194,9 +194,10 @@ class PluginIndex:
         names = sorted({entry.name for entry in self.of_kind(kind)})
         _, _, short = name.rpartition(":")
         known = f"installed are {', '.join(names)}" if names else f"no {kind} plugin is installed"
-        install = (
-            " or ".join(f"pip install {dist}" for dist in FIRST_PARTY.get(kind, ())) or "pip install the distribution that has it"
-        )
+        have = {normalise(entry.distribution) for entry in self.entries}
+        offers = [dist for dist in FIRST_PARTY.get(kind, ()) if dist not in have]
+        offers = [dist for dist in offers if dist == f"miles-{short}"] or offers
+        install = " or ".join(f"pip install {dist}" for dist in offers) or "pip install the distribution that has it"
         fix = f"see miles plugins list --kind {kind}, or install the plugin ({install})"
         stray = next((row for row in self.misplaced if row.name == short), None)
         elsewhere = sorted({entry.kind for entry in self.entries if entry.name == short and entry.kind != kind})
