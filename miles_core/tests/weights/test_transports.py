@@ -160,6 +160,6 @@ def test_the_driver_asks_for_folders_without_importing_torch() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 def test_cuda_ipc_to_another_process(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("cuda_ipc_main.py")
+    script = Path(__file__).with_name("gpu_main.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,8 +1,13 @@
-"""Publishes over CUDA IPC to an engine in another process on the same GPU, and prints what it took. Run by test_transports.py."""
+"""Publishes from a GPU to an engine in another process, and prints what it took. Run by test_transports.py.
+
+Arguments: MiB of weights, and the transport. CUDA IPC goes to the same GPU, a broadcast to a second one. With two GPUs the engine
+numbers them the other way round.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -36,7 +41,9 @@ class Engine:
         return lambda *_: None
 
 
-def serve(pipe: Connection, shapes: dict[str, tuple[int, ...]]) -> None:
+def serve(pipe: Connection, shapes: dict[str, tuple[int, ...]], transport: str, gpus: int) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(i) for i in reversed(range(gpus)))
+    torch.cuda.set_device(gpus - 1 if transport == "cuda_ipc" else 0)
     engine = Engine(shapes)
     while (call := pipe.recv()) is not None:
         try:
@@ -77,12 +84,12 @@ def main() -> None:
     shapes = {f"layers.{i}.weight": (megabytes * MIB // 2 // 16 // 1024, 1024) for i in range(16)}
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, shapes), daemon=True)
+    process = context.Process(target=serve, args=(theirs, shapes, transport, torch.cuda.device_count()), daemon=True)
     process.start()
     weights = {name: torch.randn(shape, device="cuda").bfloat16() for name, shape in shapes.items()}
     handle = Handle(pipe)
+    free = []
     for check in (True, False, False):
-        free = torch.cuda.mem_get_info()[0]
         publisher = WeightPublisher(
             open_transport(transport, Path.cwd(), "test"), bucket_bytes=megabytes * MIB // 5, check_equal=check, timeout=60
         )
@@ -93,8 +100,10 @@ def main() -> None:
             report = publisher.publish(version, weights.items(), [handle])
             sys.stdout.write(f"{transport} {megabytes} MiB, check {check}: {time.perf_counter() - started:.3f} s {report.phases}\n")
         publisher.close()
-        held = (free - torch.cuda.mem_get_info()[0]) / MIB
-        assert transport != "cuda_ipc" or held < megabytes / 10, f"{held} MiB of GPU memory are still taken"
+        free.append(torch.cuda.mem_get_info()[0] / MIB)
+    held = torch.cuda.memory_reserved() / MIB - megabytes
+    assert held < megabytes / 10 + 4, f"{held} MiB of GPU memory are still taken by the sender"
+    assert free[0] - free[-1] < megabytes / 10, f"free memory went from publish to publish: {free} MiB"
     pipe.send(None)
     process.join(30)
 
