@@ -84,7 +84,7 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
         assert placement is not None
         assert batch is not None
         assert checkpoint is not None
-        planned.plan = _plan(report, placement, batch, checkpoint, state.folder if state else None)
+        planned.plan = _plan(report, placement, batch, checkpoint, state.path if state else None)
     return planned
 
 

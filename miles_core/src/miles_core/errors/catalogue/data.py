@@ -88,19 +88,9 @@ DATA: dict[str, Explanation] = {
     ),
     "M336": Explanation(
         title="A folder of run states that is none",
-        meaning="The path of `--load` is a file.",
+        meaning="The path of `--load` is a file, or the folder of one run state instead of the one that holds them.",
         remedy="Give the folder of `--save`.",
         example=("M336 states.txt: --load states.txt (argument 3) cannot be used: it is a file. Do: give the folder of --save"),
-    ),
-    "M337": Explanation(
-        title="Resuming with another model",
-        meaning="The saved run state was trained from a checkpoint with another config.json.",
-        remedy="Give the `--hf-checkpoint` of that run, or another `--load`.",
-        example=(
-            "M337 runs/a/states/rollout_3: --load runs/a/states (argument 3) is the run state of another model: "
-            "models/tiny/config.json differs from the one that the state was trained with. Do: give the --hf-checkpoint "
-            "of that run, or another --load"
-        ),
     ),
     "M340": Explanation(
         title="A checkpoint that cannot be read",

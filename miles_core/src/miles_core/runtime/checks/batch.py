@@ -128,7 +128,7 @@ def _rollouts(report: Report, rows: int | None) -> int | None:
             report.warn(f"{said} is not used: {other} says how long the run is")
         least = 0 if report.evaluates else 1
         if data.num_rollout < least:
-            why = "" if least else "0 is for runs that only evaluate, and --eval-interval is not given"
+            why = "0 is for runs that only evaluate, and --eval-interval is not given" if least else ""
             report.error("M209", f"{report.said(DataOptions, 'num_rollout')} is too small", why=why, fix=f"give {least} or more")
             return None
         return data.num_rollout

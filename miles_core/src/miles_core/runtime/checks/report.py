@@ -81,8 +81,8 @@ class Report:
 
     @property
     def generates(self) -> bool:
-        """Whether the run has engines and a reward."""
-        return not self.supervised or self.evaluates
+        """Whether the run has engines and a reward. Not known, and so not asked for, while the loss failed to load."""
+        return self.selection.loss is not None and (not self.supervised or self.evaluates)
 
 
 def flag_of(group: type, name: str) -> str:
