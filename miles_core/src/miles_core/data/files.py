@@ -1,0 +1,111 @@
+"""JSON Lines files of prompts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miles_core.errors import UsageError
+
+_SLICE = re.compile(r"(?P<path>.*)@\[(?P<start>[^:\]]*):(?P<stop>[^:\]]*)\]", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """A data file as an option names it: ``FILE`` or ``FILE@[start:stop]`` with rows counted from 0, blank lines left out."""
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+
+    @classmethod
+    def of(cls, text: str) -> PromptFile:
+        """Raises:
+        ValueError: the bounds of the slice are no whole numbers from 0 on.
+        """
+        match = _SLICE.fullmatch(text)
+        if match is None:
+            return cls(Path(text).expanduser())
+        bounds = []
+        for name in ("start", "stop"):
+            bound = match[name].strip()
+            if bound and not bound.isdecimal():
+                raise ValueError(f"{name} {bound!r} is no whole number from 0 on")
+            bounds.append(int(bound) if bound else None)
+        return cls(Path(match["path"]).expanduser(), bounds[0] or 0, bounds[1])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a data file. ``place`` is ``file:line``."""
+
+    place: str
+    values: dict[str, Any]
+
+    def required(self, key: str) -> Any:
+        """The value of a key.
+
+        Raises:
+            UsageError: the row lacks it (M304).
+        """
+        if key not in self.values:
+            has = ", ".join(map(str, list(self.values)[:6])) or "none"
+            raise UsageError(
+                "M304",
+                f"a row has no key {key!r}",
+                owner=self.place,
+                why=f"it has {has}",
+                fix="repair the row, or name another key",
+            )
+        return self.values[key]
+
+
+def read_rows(text: str) -> list[Row]:
+    """The rows of ``FILE`` or ``FILE@[a:b]``.
+
+    Raises:
+        UsageError: the file cannot be read (M301), has no rows (M302), a line is no JSON object (M303), or the slice is bad (M305).
+    """
+    try:
+        file = PromptFile.of(text)
+    except ValueError as error:
+        raise UsageError("M305", f"{text} has no legal slice", why=str(error), fix="write FILE@[a:b] with 0 <= a < b") from error
+    rows = list(_rows(file))
+    if not rows:
+        raise UsageError("M302", "a data file has no rows", owner=str(file.path), fix="give a file with a JSON object on each line")
+    return rows
+
+
+def _rows(file: PromptFile) -> Iterator[Row]:
+    index = 0
+    try:
+        with file.path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.isspace():
+                    continue
+                if file.stop is not None and index >= file.stop:
+                    return
+                if index >= file.start:
+                    yield _row(line, f"{file.path}:{number}")
+                index += 1
+    except OSError as error:
+        raise UsageError(
+            "M301", "a data file cannot be read", owner=str(file.path), why=str(error), fix="check the path"
+        ) from error
+
+
+def _row(line: bytes, place: str) -> Row:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        why = getattr(error, "msg", str(error))
+        raise UsageError("M303", "a line is not JSON", owner=place, why=why, fix="write one JSON object on each line") from error
+    if not isinstance(values, dict):
+        raise UsageError(
+            "M303", f"a line is JSON, but no object: {type(values).__name__}", owner=place, fix="write one JSON object on each line"
+        )
+    return Row(place, values)

@@ -1,0 +1,163 @@
+"""Which prompt comes next."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from miles_core.data.files import Row, read_rows
+from miles_core.data.tokens import Prompt, PromptTokenizer
+from miles_core.errors import UsageError
+from miles_core.samples import Sample
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where a row keeps what. A key of None is not used."""
+
+    input: str = "input"
+    label: str | None = None
+    metadata: str = "metadata"
+    tools: str = "tools"
+
+
+class PromptSet:
+    """The prompts of one file, tokenised once each: all at the start when a length limit must sort them out, else when first used.
+
+    Attributes:
+        dropped: prompts over ``max_tokens``.
+    """
+
+    def __init__(self, file: str, keys: Keys, tokenizer: PromptTokenizer, max_tokens: int | None = None) -> None:
+        self.file = file
+        self._keys = keys
+        self._tokenizer = tokenizer
+        self._ids: dict[int, list[int]] = {}
+        rows = read_rows(file)
+        if keys.label is not None:
+            for row in rows:
+                row.required(keys.label)
+        self.rows = rows
+        self.dropped = 0
+        if max_tokens is not None:
+            encoded = tokenizer.encode([self._text(row) for row in rows])
+            kept = [i for i, ids in enumerate(encoded) if len(ids) <= max_tokens]
+            self.dropped = len(rows) - len(kept)
+            self.rows = [rows[i] for i in kept]
+            self._ids = {new: encoded[old] for new, old in enumerate(kept)}
+            if not kept:
+                shortest = min(map(len, encoded))
+                raise UsageError(
+                    "M315",
+                    f"every prompt is longer than {max_tokens} tokens",
+                    owner=file,
+                    why=f"the shortest has {shortest}",
+                    fix="raise the limit on prompt length",
+                )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sample(self, position: int) -> Sample:
+        """A fresh sample of the prompt at a position; index and group are the caller's to set."""
+        row = self.rows[position]
+        metadata = dict(row.values.get(self._keys.metadata) or {})
+        tools = row.values.get(self._keys.tools)
+        if tools is not None:
+            metadata["tools"] = tools
+        if position not in self._ids:
+            self._ids[position] = self._tokenizer.encode([self._text(row)])[0]
+        return Sample(
+            prompt=row.required(self._keys.input),
+            prompt_ids=list(self._ids[position]),
+            label=row.required(self._keys.label) if self._keys.label is not None else None,
+            metadata=metadata,
+        )
+
+    def _text(self, row: Row) -> str:
+        prompt: Prompt = row.required(self._keys.input)
+        return self._tokenizer.render(prompt, row.values.get(self._keys.tools), row.place)
+
+
+class Cursor:
+    """Positions in a data set of ``size`` rows, epoch after epoch, each in an order of its own when shuffled."""
+
+    def __init__(self, size: int, *, shuffle: bool, seed: int) -> None:
+        self._size = size
+        self._shuffle = shuffle
+        self._seed = seed
+        self._epoch = 0
+        self._offset = 0
+        self._order = self._ordered()
+
+    def take(self, count: int) -> list[int]:
+        """The next positions; the end of an epoch is followed by the start of the next."""
+        taken: list[int] = []
+        while len(taken) < count:
+            if self._offset == self._size:
+                self._epoch += 1
+                self._offset = 0
+                self._order = self._ordered()
+            part = self._order[self._offset : self._offset + count - len(taken)]
+            self._offset += len(part)
+            taken += part
+        return taken
+
+    def state(self) -> dict[str, int]:
+        """What :meth:`load_state` takes."""
+        return {"epoch": self._epoch, "offset": self._offset, "size": self._size}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go on from a saved place.
+
+        Raises:
+            UsageError: the data has another number of rows (M316).
+        """
+        if state["size"] != self._size:
+            raise UsageError(
+                "M316",
+                f"the prompts changed: {self._size} rows, and the saved state has seen {state['size']}",
+                fix="resume with the same --prompt-data and --rollout-max-prompt-len, or start afresh without --load",
+            )
+        self._epoch, self._offset = state["epoch"], state["offset"]
+        self._order = self._ordered()
+
+    def _ordered(self) -> list[int]:
+        order = list(range(self._size))
+        if self._shuffle:
+            random.Random(self._seed + self._epoch).shuffle(order)
+        return order
+
+
+class PromptSource:
+    """Groups of samples in the order of the run."""
+
+    def __init__(self, prompts: PromptSet, *, shuffle: bool, seed: int) -> None:
+        self.prompts = prompts
+        self._cursor = Cursor(len(prompts), shuffle=shuffle, seed=seed)
+        self._groups = 0
+        self._samples = 0
+
+    def next_groups(self, count: int, n_samples: int) -> list[list[Sample]]:
+        """The next ``count`` prompts with ``n_samples`` fresh samples each, numbered on."""
+        groups = []
+        for position in self._cursor.take(count):
+            group = []
+            for _ in range(n_samples):
+                sample = self.prompts.sample(position)
+                sample.index, sample.group_index = self._samples, self._groups
+                self._samples += 1
+                group.append(sample)
+            self._groups += 1
+            groups.append(group)
+        return groups
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load_state` takes; plain JSON."""
+        return {"cursor": self._cursor.state(), "groups": self._groups, "samples": self._samples}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self._cursor.load_state(state["cursor"])
+        self._groups, self._samples = state["groups"], state["samples"]

@@ -1,0 +1,108 @@
+"""Evaluation sets: where they come from, and how each is sampled."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from miles_core.config import DataOptions, EvaluationOptions, RolloutOptions
+from miles_core.errors import UsageError
+from miles_core.options import Config
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One set, with everything resolved. ``temperature`` 0 is greedy."""
+
+    name: str
+    path: str
+    input_key: str
+    label_key: str | None
+    metadata_key: str
+    tool_key: str
+    n_samples_per_eval_prompt: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_response_len: int
+    max_prompt_len: int | None
+    min_new_tokens: int
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(EvaluationSet))
+
+
+def evaluation_sets(config: Config) -> list[EvaluationSet]:
+    """The sets that the options name. A set's own value wins over the file's ``defaults``, those over the ``--eval-...`` options,
+    those over the options of the rollout; an explicit null counts as not given.
+
+    Raises:
+        UsageError: the file cannot be used (M216), or has a key that no set has (M321).
+    """
+    options = config.get(EvaluationOptions)
+    if options.eval_interval is None:
+        return []
+    base = _base(config)
+    if options.eval_config is not None:
+        defaults, sets = _read(options.eval_config)
+        return [_resolve(base, defaults, each, options.eval_config) for each in sets]
+    words = options.eval_prompt_data or []
+    return [_resolve(base, {}, {"name": name, "path": path}, "") for name, path in zip(words[::2], words[1::2], strict=True)]
+
+
+def _base(config: Config) -> dict[str, Any]:
+    evaluation, rollout, data = config.get(EvaluationOptions), config.get(RolloutOptions), config.get(DataOptions)
+
+    def first(*values: Any) -> Any:
+        return next((value for value in values if value is not None), None)
+
+    return {
+        "input_key": data.input_key,
+        "label_key": data.label_key,
+        "metadata_key": data.metadata_key,
+        "tool_key": data.tool_key,
+        "n_samples_per_eval_prompt": evaluation.n_samples_per_eval_prompt,
+        "temperature": first(evaluation.eval_temperature, rollout.rollout_temperature),
+        "top_p": first(evaluation.eval_top_p, rollout.rollout_top_p),
+        "top_k": first(evaluation.eval_top_k, rollout.rollout_top_k),
+        "max_response_len": first(evaluation.eval_max_response_len, rollout.rollout_max_response_len),
+        "max_prompt_len": evaluation.eval_max_prompt_len,
+        "min_new_tokens": evaluation.eval_min_new_tokens or 0,
+    }
+
+
+def _read(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        document: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        raise UsageError(
+            "M216", "--eval-config cannot be used", owner=path, why=str(error).splitlines()[0], fix="repair it"
+        ) from error
+    body = document.get("eval", document)
+    sets = body.get("datasets") or []
+    if isinstance(sets, dict):
+        sets = [{**each, "name": name} for name, each in sets.items()]
+    return body.get("defaults") or {}, sets
+
+
+def _resolve(base: dict[str, Any], defaults: dict[str, Any], own: dict[str, Any], place: str) -> EvaluationSet:
+    for key in [*defaults, *own]:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(str(key), FIELDS, 1)
+            raise UsageError(
+                "M321",
+                f"an evaluation set has no setting {key!r}",
+                owner=place,
+                fix=f"did you mean {near[0]!r}?" if near else f"use {', '.join(FIELDS)}",
+            )
+    given = {key: value for layer in (base, defaults, own) for key, value in layer.items() if value is not None}
+    missing = [name for name in FIELDS if name not in given and name not in ("label_key", "max_prompt_len")]
+    if missing:
+        raise UsageError("M216", f"an evaluation set lacks {', '.join(missing)}", owner=place, fix="add it to the set")
+    values: dict[str, Any] = {name: given.get(name) for name in FIELDS}
+    return EvaluationSet(**values)

@@ -1,0 +1,122 @@
+"""Scores onto samples. A reward that fails is a failure, never a zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from miles_core.errors import MilesError, RunError
+from miles_core.protocols import Reward
+from miles_core.samples import Invalid, Sample, Score, Scored, Timeout
+
+SHOWN = 3
+
+
+@dataclass
+class Tally:
+    """How grading went, for metrics and for the limit on failures."""
+
+    graded: int = 0
+    invalid: int = 0
+    timeout: int = 0
+    details: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> int:
+        """Samples that could not be graded."""
+        return self.invalid + self.timeout
+
+    def check(self, limit: float, name: str) -> None:
+        """Raise when more than the share ``limit`` of the samples failed.
+
+        Raises:
+            RunError: M402.
+        """
+        total = self.graded + self.failures
+        if total and self.failures / total > limit:
+            raise RunError(
+                "M402",
+                f"{self.failures} of {total} samples could not be graded ({self.invalid} invalid, {self.timeout} timed out)",
+                owner=f"reward {name}",
+                why="; ".join(self.details[:SHOWN]),
+                fix="repair the reward or the labels, or raise --reward-failure-limit",
+            )
+
+
+class Grader:
+    """Grades samples with one reward.
+
+    Args:
+        reward: the plugin's object.
+        name: of the reward, for errors.
+        key: which number of a dict counts; None for a reward that returns numbers.
+    """
+
+    def __init__(self, reward: Reward, name: str, key: str | None) -> None:
+        self._reward = reward
+        self.name = name
+        self._key = key
+
+    async def grade(self, samples: Sequence[Sample], tally: Tally) -> None:
+        """Set score and reward of every sample.
+
+        Raises:
+            RunError: the reward breaks its contract (M403, M404).
+        """
+        if not samples:
+            return
+        try:
+            scores: list[Score] = await self._reward.score(samples)
+        except MilesError:
+            raise
+        except Exception as error:
+            scores = [Invalid(f"{type(error).__name__}: {error}") for _ in samples]
+        if len(scores) != len(samples):
+            raise RunError(
+                "M404",
+                f"the reward returned {len(scores)} scores for {len(samples)} samples",
+                owner=f"reward {self.name}",
+                fix="return one score per sample, in order",
+            )
+        for sample, score in zip(samples, scores, strict=True):
+            self._set(sample, score, tally)
+
+    def with_key(self, key: str | None) -> Grader:
+        """The same reward with another number of its dicts."""
+        return Grader(self._reward, self.name, key)
+
+    async def close(self) -> None:
+        """End the reward's processes and connections."""
+        await self._reward.close()
+
+    def _set(self, sample: Sample, score: Score, tally: Tally) -> None:
+        if isinstance(score, Scored):
+            value = self._number(score)
+            if math.isfinite(value):
+                sample.score, sample.reward = score, value
+                tally.graded += 1
+                return
+            score = Invalid(f"the reward is {value}")
+        sample.score, sample.reward = score, None
+        if isinstance(score, Timeout):
+            tally.timeout += 1
+        else:
+            tally.invalid += 1
+        tally.details.append(f"sample {sample.index}: {score.detail or type(score).__name__}")
+
+    def _number(self, score: Scored) -> float:
+        value = score.value
+        if isinstance(value, int | float):
+            return float(value)
+        key = self._key
+        picked = value.get(key) if key is not None else None
+        if not isinstance(picked, int | float):
+            raise RunError(
+                "M403",
+                f"the reward is a dict, and {'--reward-key is not set' if key is None else f'{key!r} in it is no number'}",
+                owner=f"reward {self.name}",
+                why=f"it has {', '.join(map(str, value))}",
+                fix="name the number to train on with --reward-key",
+            )
+        return float(picked)

@@ -1,0 +1,243 @@
+"""The rollout manager: from prompts to training rows, and evaluations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from miles_core.config import DataOptions, RewardOptions, RolloutOptions
+from miles_core.data.source import Keys, PromptSet, PromptSource
+from miles_core.data.supervised import SupervisedSource
+from miles_core.data.tokens import PromptTokenizer
+from miles_core.options import Config
+from miles_core.plugins import PluginRef, create
+from miles_core.protocols import Advantage
+from miles_core.rollout.collector import Collector
+from miles_core.rollout.conversion import to_rows
+from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
+from miles_core.rollout.grading import Grader, Tally
+from miles_core.rollout.metrics import evaluation_metrics, rollout_metrics
+from miles_core.rollout.record import SAMPLES_PER_FILE, describe, write_samples
+from miles_core.rollout.sampling import SamplingPlan, generate
+from miles_core.runtime.plan import RunPlan
+from miles_core.samples import Sample, SamplingParams
+from miles_core.serving.client import EngineClient
+from miles_core.training.rows import TrainRow
+
+
+@dataclass(frozen=True)
+class ManagerInfo:
+    """What the manager found in the data: prompts that are used and dropped, and lines to show."""
+
+    prompts: int
+    dropped: int
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """One rollout."""
+
+    rows: list[TrainRow]
+    metrics: dict[str, float]
+    examples: list[dict[str, Any]]
+
+
+class RolloutManager:
+    """Lives in a process of its own. Call :meth:`start` first; the rest one at a time, :meth:`progress` at any time."""
+
+    def __init__(self, config: Config, plan: RunPlan) -> None:
+        self._config = config
+        self._plan = plan
+        self._progress = {"done": 0, "total": 0}
+        self._version = 0
+        self._grader: Grader | None = None
+        self._client: EngineClient | None = None
+        self._collector: Collector | None = None
+        self._sets: list[tuple[EvaluationSet, PromptSet]] = []
+
+    async def start(self, urls: Sequence[str]) -> ManagerInfo:
+        """Read and tokenise the data, make the graders, connect to the engines at ``urls``.
+
+        Raises:
+            UsageError: the data cannot be used (M301 to M321).
+        """
+        data, options = self._config.get(DataOptions), self._config.get(RolloutOptions)
+        plugins = self._plan.plugins
+        tokenizer = PromptTokenizer(
+            self._plan.checkpoint, apply_chat_template=data.apply_chat_template, template_options=data.apply_chat_template_kwargs
+        )
+        self._tokenizer = tokenizer
+        keys = Keys(data.input_key, data.label_key, data.metadata_key, data.tool_key)
+        assert data.prompt_data is not None
+        if plugins.supervised:
+            self._supervised = SupervisedSource(
+                data.prompt_data,
+                keys,
+                tokenizer,
+                templated=data.apply_chat_template,
+                shuffle=options.rollout_shuffle,
+                seed=options.rollout_seed,
+                max_tokens=options.rollout_max_context_len,
+            )
+            self._source: PromptSource | SupervisedSource = self._supervised
+            info = ManagerInfo(len(self._supervised), self._supervised.dropped)
+        else:
+            prompts = PromptSet(data.prompt_data, keys, tokenizer, self._max_prompt())
+            self._source = PromptSource(prompts, shuffle=options.rollout_shuffle, seed=options.rollout_seed)
+            info = ManagerInfo(len(prompts), prompts.dropped)
+        if info.dropped:
+            info.notices.append(
+                f"{info.dropped} of {info.dropped + info.prompts} rows of {data.prompt_data} are too long and left out"
+            )
+        self._sets = [(each, self._evaluation_prompts(each)) for each in evaluation_sets(self._config)]
+        info.notices.extend(f"{p.dropped} prompts of {e.name} are too long and left out" for e, p in self._sets if p.dropped)
+        if plugins.engine is not None:
+            batch_stream = "batch_stream" in plugins.engine.capabilities
+            self._client = EngineClient(urls, batch_stream=batch_stream, timeout=options.rollout_request_timeout)
+        if plugins.reward is not None:
+            rewards = self._config.get(RewardOptions)
+            self._grader = self._make_grader(plugins.reward, rewards.reward_key)
+        self._advantage: Advantage | None = create(plugins.advantage, self._config) if plugins.advantage else None
+        if not plugins.supervised:
+            assert self._client is not None
+            assert self._grader is not None
+            assert isinstance(self._source, PromptSource)
+            filters = [create(ref, self._config) for ref in plugins.filters]
+            self._collector = Collector(self._client, self._source, self._grader, filters, self._plan.batch.n_samples)
+        return info
+
+    async def generate(self, rollout_id: int) -> RolloutResult:
+        """One rollout of ``--rollout-batch-size`` groups.
+
+        Raises:
+            RunError: see :class:`miles_core.rollout.collector.Collector`; or too many samples could not be graded (M402).
+        """
+        count = self._plan.batch.rollout_batch_size
+        started = time.perf_counter()
+        if self._collector is None:
+            samples = self._supervised.next_samples(count)
+            metrics = {"perf/rollout_time": time.perf_counter() - started}
+            return RolloutResult(to_rows(samples, None), metrics, self._write(f"rollout_{rollout_id}", samples))
+        options = self._config.get(RolloutOptions)
+        plan = SamplingPlan(
+            self._params(
+                options.rollout_temperature, options.rollout_top_p, options.rollout_top_k, options.rollout_max_response_len
+            ),
+            options.rollout_max_context_len,
+            options.rollout_seed,
+            f"rollout-{rollout_id}",
+        )
+        collected = await self._collector.collect(count, plan, self._advance)
+        seconds = time.perf_counter() - started
+        limit = self._config.get(RewardOptions).reward_failure_limit
+        collected.tally.check(limit, self._collector.grader.name)
+        samples = [sample for group in collected.groups for sample in group]
+        versions = [version for sample in samples for version, _ in sample.weight_versions]
+        self._version = max([self._version, *versions])
+        placement = self._plan.placement
+        metrics = rollout_metrics(collected, seconds, placement.engines * placement.devices_per_engine, self._version)
+        return RolloutResult(to_rows(samples, self._advantage), metrics, self._write(f"rollout_{rollout_id}", samples))
+
+    async def evaluate(self, rollout_id: int) -> dict[str, float]:
+        """Evaluate every set; each prompt is sampled with the same seeds every time."""
+        assert self._client is not None
+        assert self._grader is not None
+        options, rewards = self._config.get(RolloutOptions), self._config.get(RewardOptions)
+        metrics: dict[str, float] = {}
+        self._progress = {"done": 0, "total": sum(len(p) * e.n_samples_per_eval_prompt for e, p in self._sets)}
+        assert self._plan.plugins.reward is not None
+        key = rewards.eval_reward_key or rewards.reward_key
+        grader = self._grader.with_key(key)
+        for number, (each, prompts) in enumerate(self._sets):
+            groups = _groups(prompts, each.n_samples_per_eval_prompt)
+            params = self._params(each.temperature, each.top_p, each.top_k, each.max_response_len, each.min_new_tokens)
+            label = f"eval-{rollout_id}-{number}"
+            plan = SamplingPlan(params, options.rollout_max_context_len, options.rollout_seed + 1 + number, label)
+            tally = Tally()
+            async for group in generate(self._client, groups, plan):
+                await grader.grade(group, tally)
+                self._progress["done"] += len(group)
+            tally.check(rewards.reward_failure_limit, grader.name)
+            samples = [sample for group in groups for sample in group]
+            metrics |= evaluation_metrics(each.name, samples)
+            self._write(f"eval_{each.name}_{rollout_id + 1}", samples)
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        """What must be saved to go on from here; plain JSON."""
+        return {"source": self._source.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            UsageError: the data is not that of the saved state (M316).
+        """
+        self._source.load_state(state["source"])
+
+    def progress(self) -> dict[str, int]:
+        """Samples done and in all of what is going on."""
+        return dict(self._progress)
+
+    async def close(self) -> None:
+        """End graders and connections."""
+        if self._grader is not None:
+            await self._grader.close()
+        if self._client is not None:
+            await self._client.close()
+
+    def _advance(self, done: int, total: int) -> None:
+        self._progress = {"done": done, "total": total}
+
+    def _max_prompt(self) -> int | None:
+        options = self._config.get(RolloutOptions)
+        limits = [options.rollout_max_prompt_len]
+        if options.rollout_max_context_len is not None:
+            limits.append(options.rollout_max_context_len - 1)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _evaluation_prompts(self, each: EvaluationSet) -> PromptSet:
+        keys = Keys(each.input_key, each.label_key, each.metadata_key, each.tool_key)
+        return PromptSet(each.path, keys, self._tokenizer, each.max_prompt_len)
+
+    def _make_grader(self, ref: PluginRef, key: str | None) -> Grader:
+        return Grader(create(ref, self._config), ref.name, key)
+
+    def _params(
+        self, temperature: float, top_p: float, top_k: int, max_new_tokens: int | None, min_new_tokens: int = 0
+    ) -> SamplingParams:
+        options = self._config.get(RolloutOptions)
+        assert max_new_tokens is not None
+        return SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_new_tokens=min_new_tokens,
+            stop=tuple(options.rollout_stop or ()),
+            stop_token_ids=tuple(options.rollout_stop_token_ids or ()),
+            skip_special_tokens=options.rollout_skip_special_tokens,
+        )
+
+    def _write(self, name: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """Keep the first samples for people to look at; returns some for the log."""
+        shown = samples[:SAMPLES_PER_FILE]
+        decoded = self._tokenizer.decode_all([sample.prompt_ids for sample in shown])
+        described = [describe(sample, prompt) for sample, prompt in zip(shown, decoded, strict=True)]
+        write_samples(self._plan.run_dir / "samples", name, described)
+        return described[:2]
+
+
+def _groups(prompts: PromptSet, n_samples: int) -> list[list[Sample]]:
+    groups: list[list[Sample]] = []
+    for position in range(len(prompts)):
+        group: list[Sample] = []
+        for _ in range(n_samples):
+            sample = prompts.sample(position)
+            sample.index, sample.group_index = position * n_samples + len(group), position
+            group.append(sample)
+        groups.append(group)
+    return groups
