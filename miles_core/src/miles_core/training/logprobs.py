@@ -5,7 +5,7 @@ With z = logits / temperature and p = softmax(z)::
     log_prob = z[target] - logsumexp(z)          d log_prob / d z = onehot(target) - p
     entropy  = logsumexp(z) - sum(p z)           d entropy / d z  = -p (log p + entropy)
 
-The backward pass computes p anew from the logits and from one number per row, so what is kept besides the logits is ``[N]``.
+The backward pass computes p anew from the logits and from two numbers per row, so what is kept besides the logits is ``[N]``.
 """
 
 from __future__ import annotations
@@ -84,30 +84,34 @@ class _Outputs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = targets.shape[0]
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        normaliser = logits.new_empty(rows, dtype=wide)
+        # Apart, peak and log of the sum keep the precision that their sum, the logsumexp, loses.
+        peak, log_sum = (logits.new_empty(rows, dtype=wide) for _ in range(2))
         entropies = logits.new_empty(rows if entropy else 0, dtype=wide)
         for part in _chunks(rows, chunk):
             z = _scaled(logits[part], temperature)
-            normaliser[part] = torch.logsumexp(z, -1)
+            peak[part] = z.amax(-1)
+            z = z - peak[part, None]
+            p = torch.exp(z) if entropy else z.exp_()
+            total = p.sum(-1)
+            log_sum[part] = total.log()
             if entropy:
-                p = (z - normaliser[part, None]).exp_()
                 # 0 * -inf would be NaN, 0 * the least finite number is 0.
-                entropies[part] = normaliser[part] - p.mul_(z.clamp(min=torch.finfo(wide).min)).sum(-1)
+                entropies[part] = log_sum[part] - p.mul_(z.clamp_(min=torch.finfo(wide).min)).sum(-1) / total
         chosen = _scaled(logits.gather(1, targets[:, None])[:, 0], temperature)
-        ctx.save_for_backward(logits, targets, normaliser, entropies)
+        ctx.save_for_backward(logits, targets, peak, log_sum, entropies)
         ctx.temperature, ctx.chunk = temperature, chunk
         if not entropy_grad:
             ctx.mark_non_differentiable(entropies)
         ctx.entropy_grad = entropy and entropy_grad
-        return chosen - normaliser, entropies
+        return chosen - peak - log_sum, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, log_prob_grad: torch.Tensor, entropy_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, targets, normaliser, entropies = ctx.saved_tensors
+        logits, targets, peak, log_sum, entropies = ctx.saved_tensors
         grad = torch.empty_like(logits)
         for part in _chunks(targets.shape[0], ctx.chunk):
-            log_p = _scaled(logits[part], ctx.temperature) - normaliser[part, None]
+            log_p = (_scaled(logits[part], ctx.temperature) - peak[part, None]).sub_(log_sum[part, None])
             weight = -log_prob_grad[part, None]
             p = torch.exp(log_p) if ctx.entropy_grad else log_p.exp_()
             if ctx.entropy_grad:

@@ -43,7 +43,7 @@ def pack(table: RowTable, rows: Sequence[int], fields: Mapping[str, np.ndarray],
         starts = np.arange(len(chosen)) * longest
         tokens = np.zeros((len(chosen), longest), np.int64)
         tokens.reshape(-1)[ranges(starts, lengths)] = content
-        positions = np.ascontiguousarray(np.broadcast_to(np.arange(longest), tokens.shape))
+        positions = np.tile(np.arange(longest), (len(chosen), 1))
         cu_seqlens, attention_mask = None, torch.from_numpy(np.arange(longest)[None] < lengths[:, None])
     else:
         raise ValueError(f"{layout} is no layout; thd and bshd are")

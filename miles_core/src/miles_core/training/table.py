@@ -63,15 +63,16 @@ class RowTable:
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``[start, start + length)`` of every entry, end to end, int64."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    index: np.ndarray = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
-    return index
+    ends: np.ndarray = np.cumsum(lengths)
+    shifts: np.ndarray = np.repeat(starts - (ends - lengths), lengths)
+    shifts += np.arange(len(shifts))
+    return shifts
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    ends: np.ndarray = np.cumsum(lengths)
-    return ends - lengths
+    starts: np.ndarray = np.zeros_like(lengths)
+    starts[1:] = np.cumsum(lengths)[:-1]
+    return starts
 
 
 def _check(row: TrainRow) -> None:

@@ -25,7 +25,6 @@ from miles_core.training.report import Clock, TrainReport
 from miles_core.training.rows import RankBatch
 from miles_core.training.table import RowTable
 
-
 _log = logging.getLogger(__name__)
 
 
