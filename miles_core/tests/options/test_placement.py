@@ -122,4 +122,7 @@ def test_gpus_are_counted_from_the_drivers_files(tmp_path: Path, monkeypatch: py
     assert Machine.here({"CUDA_VISIBLE_DEVICES": "1"}).gpus == 1
     for name in ("0000:01", "0000:02", "0000:03"):
         (proc / name).mkdir(parents=True)
+    assert Machine.here({}).gpus == 2, "a container has two of the host's three"
+    for name in ("nvidia0", "nvidia1"):
+        (dev / name).unlink()
     assert Machine.here({}).gpus == 3

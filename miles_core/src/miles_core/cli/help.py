@@ -15,11 +15,11 @@ from miles_core.plugins import PluginHost
 from miles_core.plugins.host import LoadedPlugin
 from miles_core.plugins.index import KINDS
 
-USAGE = """\
-Usage: miles run [OPTION ...]
-
-Train a model: sample responses, grade them, update the policy, publish its weights, and again.
-Defaults are overridden by the algorithm recipe, that by --config FILE, that by MILES_* variables, and all by arguments."""
+USAGE = "Usage: miles run [OPTION ...]"
+SUMMARY = (
+    "Train a model: sample responses, grade them, update the policy, publish its weights, and again. Defaults are overridden by "
+    "the algorithm recipe, that by --config FILE, that by MILES_* variables, and all by arguments."
+)
 
 _LEFT = 34
 
@@ -46,7 +46,11 @@ def complete_help(host: PluginHost, width: int | None = None) -> str:
 
 def _page(loaded: Sequence[LoadedPlugin], failures: Sequence[MilesError], last: str, width: int | None) -> str:
     width = width or min(max(shutil.get_terminal_size((100, 24)).columns, 60), 140)
-    parts = [USAGE, _section("This command", options_of(InvocationOptions, "core"), width)]
+    parts = [
+        USAGE,
+        textwrap.fill(SUMMARY, width, break_on_hyphens=False),
+        _section("This command", options_of(InvocationOptions, "core"), width),
+    ]
     parts += [_section(title, options, width) for title, options in _by_group(core_options())]
     seen: set[type] = set()
     for plugin in sorted(loaded, key=lambda each: KINDS.index(each.ref.kind)):
@@ -113,9 +117,10 @@ def _metavar(option: Option) -> str:
 
 def _description(option: Option) -> str:
     notes = []
-    if option.declared.choices:
+    if _metavar(option).startswith("CHOICE"):
         notes.append(f"one of {', '.join(map(str, option.declared.choices))}")
-    if option.default not in (None, False, [], {}) and not option.declared.secret:
-        shown = " ".join(map(str, option.default)) if isinstance(option.default, list) else option.default
+    default = option.default
+    if default not in (None, [], {}) and default is not False and not option.declared.secret:
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
         notes.append(f"default {json.dumps(shown) if isinstance(shown, (bool, dict)) else shown}")
     return f"{option.declared.help} [{'; '.join(notes)}]" if notes else option.declared.help

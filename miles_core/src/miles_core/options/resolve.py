@@ -34,7 +34,6 @@ class Resolved:
         invocation: options of this call: dry run, help.
         errors: mistakes of sources and plugins; a run must not start when there are any.
         warnings: one line each.
-        conflict: whether two owners share a flag, so that values may be wrong.
     """
 
     config: Config
@@ -49,8 +48,10 @@ class Resolved:
         return self.selection.host
 
     def check(self) -> None:
-        """Raises:
-        UsageErrors: there are errors.
+        """Go on only without mistakes.
+
+        Raises:
+            UsageErrors: there are errors.
         """
         if self.errors:
             raise UsageErrors(self.errors)

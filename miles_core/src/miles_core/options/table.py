@@ -73,9 +73,8 @@ def bad_value(option: Option, text: object, place: str, problem: BadValue) -> Us
     """M203, without the text of a secret."""
     shown = "the given value" if option.declared.secret else repr(text)
     why = f"expected {problem}" if not option.declared.secret else "it is of another type"
-    return UsageError(
-        "M203", f"{option.flag} cannot be {shown}", owner=place, why=why, fix="see miles run --help", flag=option.flag
-    )
+    fix = f"see {option.flag} in miles run --help"
+    return UsageError("M203", f"{option.flag} cannot be {shown}", owner=place, why=why, fix=fix, flag=option.flag)
 
 
 def given_twice(option: Option, first: Setting, second: Setting) -> UsageError:

@@ -41,15 +41,14 @@ def visible_gpus(present: int, visible: str | None) -> int:
 
 
 def _gpus() -> int:
-    """NVIDIA GPUs by the driver's files."""
-    try:
-        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
-    except OSError:
-        pass
-    try:
-        return sum(re.fullmatch(r"nvidia\d+", entry.name) is not None for entry in Path("/dev").iterdir())
-    except OSError:
-        return 0
+    """NVIDIA GPUs by the driver's files. A container may show the host's in one place and its own in the other: the fewer count."""
+    counts = []
+    for folder, pattern in (("/proc/driver/nvidia/gpus", r".*"), ("/dev", r"nvidia\d+")):
+        try:
+            counts.append(sum(re.fullmatch(pattern, entry.name) is not None for entry in Path(folder).iterdir()))
+        except OSError:
+            continue
+    return min((count for count in counts if count), default=0)
 
 
 def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | None, int]:
