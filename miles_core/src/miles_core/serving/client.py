@@ -14,7 +14,7 @@ from miles_core.serving import wire
 if TYPE_CHECKING:
     import aiohttp
 
-OWNER = "miles_core.serving"
+OWNER = "miles-core"
 
 
 def assign(requests: Sequence[GenerateRequest], engines: int) -> list[list[GenerateRequest]]:

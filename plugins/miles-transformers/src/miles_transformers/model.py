@@ -114,12 +114,17 @@ def load_model(path: Path, device: torch.device, dtype: str, attention: str) -> 
         text = config.get_text_config()
         eager = attention == "eager" or getattr(text, "attn_logit_softcapping", None) is not None
         chosen = DTYPES.get(dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        module = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=chosen, attn_implementation="eager" if eager else "sdpa"
+        module, report = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=chosen, attn_implementation="eager" if eager else "sdpa", output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise refuse(f"cannot load {path}", f"{type(error).__name__}: {error}", "check config, weights and tokenizer") from error
+    # transformers itself only warns, and fills what is missing with random numbers.
+    lacking = [f"missing {name}" for name in sorted(report["missing_keys"])]
+    lacking += [f"misshapen {entry[0] if isinstance(entry, tuple) else entry}" for entry in sorted(report["mismatched_keys"])]
+    if lacking:
+        raise refuse(f"cannot load {path}", f"the weights do not fit the config: {', '.join(lacking[:3])}", "check the checkpoint")
     module.eval().requires_grad_(False)
     module.to(device)
     return LoadedModel(

@@ -27,7 +27,7 @@ def miles_engine() -> Sequence[EngineRecord]:
             create="miles_transformers.engine:TransformersEngine",
             options=TransformersOptions,
             summary="Embedded: batched KV-cache decoding of any transformers causal LM on CPU or one GPU",
-            capabilities=frozenset({"cpu", "cuda", "batch_stream", "shared_file", "cuda_ipc", "broadcast"}),
+            capabilities=frozenset({"cpu", "cuda", "batch_stream", "shared_file", "cuda_ipc", "broadcast", "disk"}),
         )
     ]
 
