@@ -1,20 +1,24 @@
-"""What core offers as a plugin: the loggers that need nothing installed, found and loaded like everybody's."""
+"""The loggers that come with core, offered as everybody's are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from miles_core.plugins import LoggerRecord, hookimpl
+from miles_core.plugins.hookspecs import hookimpl
+from miles_core.plugins.records import LoggerRecord
 
 
 @hookimpl
 def miles_logger() -> Sequence[LoggerRecord]:
-    """The loggers ``console`` and ``jsonl``."""
     return [
         LoggerRecord(
-            "console", "miles_core.loggers.console:ConsoleLogger", summary="Every step's figures as a line on the terminal"
+            name="console",
+            create="miles_core.loggers.console:ConsoleLogger",
+            summary="One line per rollout and per evaluation on standard output",
         ),
         LoggerRecord(
-            "jsonl", "miles_core.loggers.jsonl:JsonlLogger", summary="Every metric, one JSON object a step, in metrics.jsonl"
+            name="jsonl",
+            create="miles_core.loggers.jsonl:JsonlLogger",
+            summary="Every metric, as metrics.jsonl in the run folder",
         ),
     ]
