@@ -119,6 +119,16 @@ NAMES = {
 }
 
 
+PLUGINS = (
+    *("--backend", "toy", "--engine", "toy", "--advantage-estimator", "mean", "--loss-type", "clip", "--rm-type", "exact"),
+    *("--logger", "quiet"),
+)
+RUN = (
+    *("--num-rollout", "3", "--rollout-batch-size", "4", "--n-samples-per-prompt", "2", "--rollout-max-response-len", "8"),
+    *("--actor-num-gpus-per-node", "2", "--colocate"),
+)
+
+
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PluginIndex]:
     """An index of the toy distribution, whose module can be imported, and of one that cannot."""
@@ -148,39 +158,13 @@ class Cli:
     @property
     def plugins(self) -> list[str]:
         """Arguments that name a plugin of each kind."""
-        return [
-            "--backend",
-            "toy",
-            "--engine",
-            "toy",
-            "--advantage-estimator",
-            "mean",
-            "--loss-type",
-            "clip",
-            "--rm-type",
-            "exact",
-            "--logger",
-            "quiet",
-        ]
+        return [*PLUGINS]
 
     @property
     def valid(self) -> list[str]:
         """Arguments of a run without mistakes: 4 prompts x 2 samples, 2 trainers, colocated."""
-        return [
-            *self.plugins,
-            *("--hf-checkpoint", str(self.checkpoint), "--prompt-data", str(self.prompts), "--label-key", "label"),
-            *[
-                "--num-rollout",
-                "3",
-                "--rollout-batch-size",
-                "4",
-                "--n-samples-per-prompt",
-                "2",
-                "--actor-num-gpus-per-node",
-                "2",
-                "--colocate",
-            ],
-        ]
+        files = ("--hf-checkpoint", str(self.checkpoint), "--prompt-data", str(self.prompts), "--label-key", "label")
+        return [*PLUGINS, *files, *RUN]
 
     def but(self, *changes: str, drop: Sequence[str] = ()) -> list[str]:
         """:attr:`valid` with flags replaced or added, and some dropped. A change is ``"--flag value"`` or ``"--flag"``."""

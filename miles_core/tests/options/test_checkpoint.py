@@ -121,6 +121,14 @@ def test_a_context_length_bounds_the_prompt(cli) -> None:
     assert planned.config.peek(RolloutOptions).rollout_max_prompt_len == 59
 
 
+def test_something_must_end_a_response(cli) -> None:
+    (line,) = cli.errors(cli.but(drop=["--rollout-max-response-len"]))
+    assert line.startswith("M208")
+    planned = cli.plan(cli.but("--rollout-max-context-len 60", drop=["--rollout-max-response-len"]))
+    assert planned.config.peek(RolloutOptions).rollout_max_response_len == 60
+    assert not cli.errors(cli.but("--loss-type imitate", drop=["--rollout-max-response-len"]))
+
+
 def test_evaluation_lengths(cli, write_rows) -> None:
     rows = write_rows({"input": "q", "label": "a"})
     arguments = [*cli.but("--eval-interval 1", "--eval-max-response-len 65"), "--eval-prompt-data", "a", str(rows)]

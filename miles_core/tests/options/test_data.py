@@ -71,10 +71,30 @@ def test_rows_that_are_not_text(cli, tmp_path: Path) -> None:
 
 def test_rows_that_are_right(cli, write_rows) -> None:
     chat = {"input": [{"role": "user", "content": "q"}], "label": {"any": 1}, "metadata": {"k": 1}, "tools": []}
-    planned = cli.plan(cli.but(f"--prompt-data {write_rows(GOOD, chat, {**GOOD, 'metadata': None}, GOOD, '')}"))
+    path = write_rows(GOOD, chat, {**GOOD, "metadata": None}, GOOD, "")
+    planned = cli.plan(cli.but(f"--prompt-data {path}", "--apply-chat-template"))
     assert not planned.errors
     assert not planned.warnings
     assert planned.prompt_rows == 4
+
+
+def test_messages_need_a_template(cli, write_rows) -> None:
+    path = write_rows(GOOD, {"input": [{"role": "user", "content": "q"}], "label": "a"})
+    (line,) = errors(cli, path)
+    assert line.startswith(f"M314 {path}:2")
+
+
+def test_rows_to_imitate_have_a_response(cli, write_rows) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+    def lines(*rows: object, drop: tuple[str, ...] = ()) -> list[str]:
+        changes = (f"--prompt-data {write_rows(*rows)}", "--loss-type imitate", "--apply-chat-template")
+        return [line[:4] for line in cli.errors(cli.but(*changes, drop=drop))]
+
+    assert lines(GOOD, {"input": turns}) == []
+    assert lines({"input": turns}, drop=("--label-key",)) == []
+    assert lines({"input": turns[:1]}) == ["M304"]
+    assert lines({"input": turns[:1]}, {"input": "q"}, drop=("--label-key",)) == ["M318"]
 
 
 @pytest.mark.parametrize(("slice_", "rows"), [("[0:4]", 4), ("[2:]", 3), ("[:4]", 4), ("[:]", 5), ("[1:99]", 4)])

@@ -90,7 +90,7 @@ def test_the_lock_names_every_plugin(cli, tmp_path: Path) -> None:
 
 def test_options_that_nobody_read_are_named_with_their_place(cli) -> None:
     config = cli.plan(cli.but("--weight-decay 0.5", "--toy-width 9"), MILES_SEED="9").config
-    report = unread_report(config, {"--hf-checkpoint", "--prompt-data", "--label-key", "--seed"})
+    report = unread_report(config, {"--prompt-data", "--label-key", "--rollout-max-response-len", "--seed"})
     assert [line.split()[2] for line in report] == ["--weight-decay", "--toy-width"]
     assert "argument" in report[0]
     assert "owner toy" in report[1]

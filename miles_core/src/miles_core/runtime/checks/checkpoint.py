@@ -26,7 +26,7 @@ def check_checkpoint(report: Report) -> Path | None:
     config = _check_model(report, folder, report.said(RolloutOptions, "hf_checkpoint"))
     if config is not None:
         _check_tokenizer(report, folder)
-        _check_lengths(report, folder, config)
+    _check_lengths(report, folder, config or {})
     reference = report.peek(AlgorithmOptions).ref_load
     if reference is not None:
         _check_model(report, Path(reference).expanduser(), report.said(AlgorithmOptions, "ref_load"))
@@ -142,6 +142,12 @@ def _check_lengths(report: Report, folder: Path, config: dict[str, Any]) -> None
     """Lengths against the model's positions, and against one another."""
     rollout, evaluation = report.peek(RolloutOptions), report.peek(EvaluationOptions)
     context = rollout.rollout_max_context_len
+    if rollout.rollout_max_response_len is None and not report.supervised and report.generates:
+        if context is not None:
+            report.derive(RolloutOptions, rollout_max_response_len=context)
+        else:
+            fix = "give the most tokens of a response, or --rollout-max-context-len"
+            report.error("M208", "--rollout-max-response-len is missing", why="nothing would end a response", fix=fix)
     if context is not None and not report.supervised:
         if rollout.rollout_max_prompt_len is None:
             report.derive(RolloutOptions, rollout_max_prompt_len=max(context - 1, 1))

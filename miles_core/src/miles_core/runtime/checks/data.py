@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from miles_core.config import DataOptions
+from miles_core.data.files import PromptFile
 from miles_core.runtime.checks.report import Report, flag_of
 
 SCAN_BYTES = 64 * 1024**2
 """Of a longer file only this front is validated; the rest is counted, and validated when it is read."""
 
-_SLICE = re.compile(r"(?P<path>.*)@\[(?P<start>[^:\]]*):(?P<stop>[^:\]]*)\]", re.DOTALL)
 _NAMED_LINES = 3
 
 
 @dataclass(frozen=True)
-class PromptFile:
-    """A data file as an option names it: ``FILE`` or ``FILE@[start:stop]`` with rows counted from 0, blank lines left out."""
-
-    path: Path
-    start: int = 0
-    stop: int | None = None
-
-    @classmethod
-    def of(cls, text: str) -> PromptFile:
-        """Raises:
-        ValueError: the bounds of the slice are no whole numbers from 0 on.
-        """
-        match = _SLICE.fullmatch(text)
-        if match is None:
-            return cls(Path(text).expanduser())
-        bounds = []
-        for name in ("start", "stop"):
-            bound = match[name].strip()
-            if bound and not bound.isdecimal():
-                raise ValueError(f"{name} {bound!r} is no whole number from 0 on")
-            bounds.append(int(bound) if bound else None)
-        return cls(Path(match["path"]).expanduser(), bounds[0] or 0, bounds[1])
-
-
-@dataclass(frozen=True)
 class Keys:
-    """Which keys the rows of a set have. A key of None is not used."""
+    """Which keys the rows of a set have. A key of None is not used. Rows of a supervised run have a response each."""
 
     input: str
     label: str | None
     metadata: str | None = None
+    supervised: bool = False
 
 
 class _Problems:
@@ -77,7 +52,7 @@ def check_prompts(report: Report) -> int | None:
     if options.prompt_data is None:
         report.error("M208", "--prompt-data is missing", fix="give a JSON Lines file of prompts")
         return None
-    keys = Keys(options.input_key, options.label_key, options.metadata_key)
+    keys = Keys(options.input_key, options.label_key, options.metadata_key, report.supervised)
     rows = check_file(report, options.prompt_data, keys, report.said(DataOptions, "prompt_data"))
     prompts = options.rollout_batch_size
     if rows is not None and prompts is not None and 0 < rows < prompts:
@@ -106,12 +81,13 @@ def check_file(report: Report, text: str, keys: Keys, said: str) -> int | None:
         report.error("M301", f"{said} cannot be read", owner=str(path), why=why, fix="check the path", path=str(path))
         return None
     problems = _Problems()
+    templated = report.peek(DataOptions).apply_chat_template
     total = 0
     try:
         for index, line, raw in _lines(path):
             total = index + 1
             if raw is not None and file.start <= index and (file.stop is None or index < file.stop):
-                _check_row(raw, line, keys, problems)
+                _check_row(raw, line, keys, templated, problems)
     except OSError as error:
         report.error("M301", f"{said} cannot be read", owner=str(path), why=str(error), fix="check its permissions")
         return None
@@ -136,7 +112,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
             index += 1
 
 
-def _check_row(raw: bytes, line: int, keys: Keys, problems: _Problems) -> None:
+def _check_row(raw: bytes, line: int, keys: Keys, templated: bool, problems: _Problems) -> None:
     try:
         row = json.loads(raw)
     except UnicodeDecodeError:
@@ -149,18 +125,30 @@ def _check_row(raw: bytes, line: int, keys: Keys, problems: _Problems) -> None:
     if not isinstance(row, dict):
         problems.add(line, "M303", f"it is JSON, but no object: {type(row).__name__}", "write one JSON object on each line")
         return
-    for key, flag in ((keys.input, "input_key"), (keys.label, "label_key")):
-        if key is not None and key not in row:
-            has = ", ".join(map(str, list(row)[:6]))
-            fix = f"repair the row, or name another key with {flag_of(DataOptions, flag)}"
-            problems.add(line, "M304", f"it has no key {key!r}; it has {has or 'none'}", fix)
-    given = row.get(keys.input, "")
-    if not _is_prompt(given):
-        why = f"{keys.input!r} is {type(given).__name__}, neither text nor a list of messages with a role"
+    prompt = row.get(keys.input, "")
+    if keys.input not in row:
+        _add_missing(row, line, keys.input, "input_key", problems)
+    elif not _is_prompt(prompt):
+        why = f"{keys.input!r} is {type(prompt).__name__}, neither text nor a list of messages with a role"
         problems.add(line, "M306", why, "repair the row")
+    elif isinstance(prompt, list) and not templated:
+        why = "the prompt is a list of messages, but no template is applied"
+        problems.add(line, "M314", why, "set --apply-chat-template, or give prompts as text")
+    answered = keys.supervised and _is_prompt(prompt) and isinstance(prompt, list) and prompt[-1]["role"] == "assistant"
+    if keys.label is not None and keys.label not in row and not answered:
+        _add_missing(row, line, keys.label, "label_key", problems)
+    elif keys.label is None and keys.supervised and not answered:
+        fix = "name the response's key with --label-key, or give messages that end with an assistant turn"
+        problems.add(line, "M318", "it has a prompt and no response to train on", fix)
     data = row.get(keys.metadata) if keys.metadata is not None else None
     if data is not None and not isinstance(data, Mapping):
         problems.add(line, "M306", f"{keys.metadata!r} is {type(data).__name__}, not an object", "repair the row")
+
+
+def _add_missing(row: Mapping[str, object], line: int, key: str, name: str, problems: _Problems) -> None:
+    has = ", ".join(map(str, list(row)[:6])) or "none"
+    fix = f"repair the row, or name another key with {flag_of(DataOptions, name)}"
+    problems.add(line, "M304", f"it has no key {key!r}; it has {has}", fix)
 
 
 def _is_prompt(value: object) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from miles_core.config import DataOptions, EvaluationOptions
+from miles_core.config import EvaluationOptions
+from miles_core.errors import UsageError
+from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
 from miles_core.runtime.checks.data import Keys, check_file
 from miles_core.runtime.checks.report import Report
 
@@ -20,86 +21,72 @@ def check_evaluation(report: Report) -> dict[str, int]:
         if options.eval_prompt_data is not None:
             said, other = (report.said(EvaluationOptions, name) for name in ("eval_prompt_data", "eval_config"))
             report.warn(f"{said} is not used: {other} takes its place")
-        return _from_file(report, options.eval_config)
-    if not options.eval_prompt_data:
+        sound = _check_document(report, options.eval_config)
+    else:
+        sound = _check_pairs(report, options.eval_prompt_data)
+    if not sound:
+        return {}
+    try:
+        sets = evaluation_sets(report.config.untracked())
+    except UsageError as error:
+        report.errors.append(error)
+        return {}
+    return _check_sets(report, sets, "--eval-prompt-data" if options.eval_config is None else "--eval-config")
+
+
+def _check_pairs(report: Report, words: list[str] | None) -> bool:
+    if not words:
         said = report.said(EvaluationOptions, "eval_interval")
         fix = "give --eval-prompt-data NAME FILE or --eval-config FILE, or leave --eval-interval out"
         report.error("M216", f"{said} has nothing to evaluate on", why="no evaluation set is given", fix=fix)
-        return {}
-    return _from_pairs(report, options.eval_prompt_data)
-
-
-def _from_pairs(report: Report, words: list[str]) -> dict[str, int]:
-    said = "--eval-prompt-data"
+        return False
     if len(words) % 2:
-        why = f"it has {len(words)} words"
-        report.error("M216", f"{said} is not a list of pairs", why=why, fix="write NAME FILE [NAME FILE ...]")
-        return {}
-    sets = list(zip(words[::2], words[1::2], strict=True))
-    _check_names(report, [name for name, _ in sets], said)
-    data = report.peek(DataOptions)
-    keys = Keys(data.input_key, data.label_key, data.metadata_key)
-    counted = {name: check_file(report, file, keys, f"{said} {name}") for name, file in sets}
-    return {name: rows for name, rows in counted.items() if rows is not None}
+        fix = "write NAME FILE [NAME FILE ...]"
+        report.error("M216", "--eval-prompt-data is not a list of pairs", why=f"it has {len(words)} words", fix=fix)
+        return False
+    return True
 
 
-def _check_names(report: Report, names: list[str], said: str) -> None:
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        report.error("M216", f"{said} names two sets {name!r}", why="metrics are logged by name", fix="rename one")
-
-
-def _from_file(report: Report, path: str) -> dict[str, int]:
+def _check_document(report: Report, path: str) -> bool:
+    """Whether the file has the form that :func:`evaluation_sets` reads."""
     import yaml
 
-    def bad(why: str, fix: str, owner: str = path) -> None:
+    def bad(why: str, fix: str, owner: str = path) -> bool:
         report.error("M216", "--eval-config cannot be used", owner=owner, why=why, fix=fix)
+        return False
 
+    form = "write datasets: [{name: NAME, path: FILE}]"
     try:
-        document = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        bad("there is no such file", "check the path")
-        return {}
+        return bad("there is no such file", "check the path")
     except (OSError, UnicodeDecodeError) as error:
-        bad(f"it cannot be read: {error}", "check the path")
-        return {}
+        return bad(f"it cannot be read: {error}", "check the path")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        bad(f"it is not YAML: {getattr(error, 'problem', error)}", "repair it", f"{path}:{mark.line + 1}" if mark else path)
-        return {}
+        return bad(f"it is not YAML: {getattr(error, 'problem', error)}", "repair it", f"{path}:{mark.line + 1}" if mark else path)
     body = document.get("eval", document) if isinstance(document, Mapping) else None
     sets = body.get("datasets") if isinstance(body, Mapping) else None
     if isinstance(sets, Mapping) and all(isinstance(each, Mapping) for each in sets.values()):
         sets = [{**each, "name": name} for name, each in sets.items()]
-    if not sets or not isinstance(sets, list) or not all(isinstance(each, Mapping) for each in sets):
-        bad("it has no list 'datasets' of mappings", "write datasets: [{name: NAME, path: FILE}]")
-        return {}
-    assert isinstance(body, Mapping)
-    defaults = body.get("defaults") or {}
-    missing = [i for i, each in enumerate(sets, 1) if not each.get("name") or not each.get("path")]
-    if missing or not isinstance(defaults, Mapping):
-        bad(
-            f"set {missing[0]} has no name or no path" if missing else "'defaults' is no mapping",
-            "write datasets: [{name: NAME, path: FILE}]",
-        )
-        return {}
-    _check_names(report, [str(each["name"]) for each in sets], "--eval-config")
-    return _count(report, sets, defaults)
+    if not isinstance(body, Mapping) or not sets or not isinstance(sets, list) or not all(isinstance(s, Mapping) for s in sets):
+        return bad("it has no list 'datasets' of mappings", form)
+    if not isinstance(body.get("defaults") or {}, Mapping):
+        return bad("'defaults' is no mapping", form)
+    for number, each in enumerate(sets, 1):
+        if not all(each.get(key) and isinstance(each[key], str) for key in ("name", "path")):
+            return bad(f"set {number} has no name or no path", form)
+    return True
 
 
-def _count(report: Report, sets: list[Mapping[str, Any]], defaults: Mapping[str, Any]) -> dict[str, int]:
-    data = report.peek(DataOptions)
+def _check_sets(report: Report, sets: list[EvaluationSet], said: str) -> dict[str, int]:
+    names = [each.name for each in sets]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        report.error("M216", f"{said} names two sets {name!r}", why="metrics are logged by name", fix="rename one")
     found = {}
     for each in sets:
-
-        def of(name: str, otherwise: Any, each: Mapping[str, Any] = each) -> Any:
-            return each.get(name, defaults.get(name, otherwise))
-
-        path = str(each["path"])
-        if "${" in path:
-            # An interpolation is resolved where the file is read for the run.
-            continue
-        keys = Keys(of("input_key", data.input_key), of("label_key", data.label_key), of("metadata_key", data.metadata_key))
-        rows = check_file(report, path, keys, f"--eval-config set {each['name']}")
+        keys = Keys(each.input_key, each.label_key, each.metadata_key)
+        rows = check_file(report, each.path, keys, f"{said} {each.name}")
         if rows is not None:
-            found[str(each["name"])] = rows
+            found[each.name] = rows
     return found
