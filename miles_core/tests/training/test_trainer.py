@@ -368,3 +368,30 @@ def test_needs_that_cannot_be_met_are_refused(kit):
         kit.trainer(Weighted()).train(batch_of(rows))
     with pytest.raises(UsageError, match=r"M418 .*--rollout-temperature"):
         kit.trainer(rollout=RolloutOptions(rollout_temperature=0.0))
+
+
+class FirstStage(ToyBackend):
+    """A pipeline stage before the last: it takes part in passes and steps, and sees no outputs."""
+
+    @property
+    def parallel(self):
+        return dataclasses.replace(super().parallel, computes_loss=False, reports=False)
+
+    def forward(self, micro_batches, request, *, weights="actor"):
+        super().forward(micro_batches, request, weights=weights)
+
+    def train_step(self, micro_batches, request, loss):
+        return super().train_step(micro_batches, request, lambda batch, outputs: outputs.log_probs.sum())
+
+
+@pytest.mark.parametrize("zeros", [range(4), range(8), range(16)])
+def test_stages_without_outputs_make_the_same_passes_and_steps(kit, zeros):
+    rows = flat_rewards(ROWS, zeros)
+    settings = {"use_dynamic_batch_size": True, "max_tokens_per_gpu": 40}
+    last, first = kit.trainer(**settings), kit.trainer(backend_class=FirstStage, **settings)
+    wanted, found = last.train(batch_of(rows, steps=2)), first.train(batch_of(rows, steps=2))
+    assert (found.metrics_per_step, found.rollout_metrics, found.reports) == ([], {}, False)
+    assert found.skipped == wanted.skipped
+    assert first.backend.passes == last.backend.passes
+    assert first.backend.optimizer_steps == last.backend.optimizer_steps
+    assert [b.rows for b in first.backend.micro_batches] == [b.rows for b in last.backend.micro_batches]

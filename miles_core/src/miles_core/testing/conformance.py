@@ -89,13 +89,14 @@ def check_backend(
     case.check_outputs(wanted, "actor", "the checkpoint's reference model")
     case.check_outputs(wanted, "ref", "the checkpoint's reference model")
     with tempfile.TemporaryDirectory() as folder:
-        saved, exported = Path(folder, "saved"), Path(folder, "exported")
-        saved.mkdir()
-        backend.save(saved)
-        case.check_gradients(norm, saved)
+        first, later, exported = (Path(folder, name) for name in ("first", "later", "exported"))
+        for directory in (first, later, exported):
+            directory.mkdir()
+        backend.save(first)
+        case.check_gradients(norm, first)
         case.check_copies(wanted)
-        backend.save(saved)
-        case.check_resume(factory, spec, saved)
+        backend.save(later)
+        case.check_resume(factory, spec, later)
         case.check_export(checkpoint, exported, reference)
     backend.close()
     return ["outputs", "gradients", "copies", "resume", "export"]
@@ -177,7 +178,6 @@ class _Case:
         found = {name: (tuple(t.shape), t.dtype) for name, t in _weights(self.backend).items()}
         odd = sorted(name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name))
         assert not odd, f"exported weights differ from the checkpoint in name, shape or dtype: {odd}"
-        exported.mkdir()
         self.backend.export_hf(exported)
         wanted, _ = self.expected(reference(exported))
         self.check_outputs(wanted, "actor", "the model that it exported")

@@ -32,30 +32,34 @@ def balanced_partitions(sizes: Sequence[int], parts: int, *, equal_counts: bool)
         raise ValueError(f"{len(sizes)} items make no {parts} partitions")
     if equal_counts and len(sizes) % parts:
         raise ValueError(f"{len(sizes)} items do not divide into {parts} equal partitions")
+    if parts == 1:
+        return [list(range(len(sizes)))]
     items = sorted((int(size), index) for index, size in enumerate(sizes))
     per_state = parts if equal_counts else 1
     heap = []
     for start in range(0, len(items), per_state):
         sets: list[_Set] = [(size, 1, [(index, size)]) for size, index in items[start : start + per_state]]
-        sets += [(0, 0, []) for _ in range(parts - per_state)]
-        sets.sort(reverse=True)
-        heap.append(_State(sets))
+        heap.append(_State(sets[::-1], parts))
     heapq.heapify(heap)
     while len(heap) > 1:
         first = heapq.heappop(heap)
         heapq.heapreplace(heap, first.merged(heap[0]))
     found = [sorted(index for index, _ in members) for _, _, members in heap[0].sets]
-    return _without_empty(found)
+    return _without_empty(found + [[] for _ in range(parts - len(found))])
 
 
 class _State:
-    """A partial solution: its sets, heaviest first. The one with the largest spread, then the heaviest set, comes first."""
+    """A partial solution: its sets that are not empty, heaviest first.
 
-    __slots__ = ("sets", "spread")
+    The state with the largest spread, then the one with the heaviest set, comes first.
+    """
 
-    def __init__(self, sets: list[_Set]) -> None:
+    __slots__ = ("parts", "sets", "spread")
+
+    def __init__(self, sets: list[_Set], parts: int) -> None:
         self.sets = sets
-        self.spread = sets[0][0] - sets[-1][0]
+        self.parts = parts
+        self.spread = sets[0][0] - (sets[-1][0] if len(sets) == parts else 0)
 
     def __lt__(self, other: _State) -> bool:
         if self.spread != other.spread:
@@ -63,9 +67,14 @@ class _State:
         return self.sets[0] > other.sets[0]
 
     def merged(self, other: _State) -> _State:
-        sets = [(a[0] + b[0], a[1] + b[1], a[2] + b[2]) for a, b in zip(self.sets, reversed(other.sets), strict=True)]
+        # Set i meets set parts - 1 - i of the other: the first ones meet empty sets, and so do the other's first ones.
+        ours, theirs = self.sets, other.sets
+        pairs = max(len(ours) + len(theirs) - self.parts, 0)
+        free, met = len(ours) - pairs, len(theirs) - pairs
+        joined = [(a[0] + b[0], a[1] + b[1], a[2] + b[2]) for a, b in zip(ours[free:], reversed(theirs[met:]), strict=True)]
+        sets = ours[:free] + theirs[:met] + joined
         sets.sort(reverse=True)
-        return _State(sets)
+        return _State(sets, self.parts)
 
 
 def _without_empty(partitions: list[list[int]]) -> list[list[int]]:
