@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from miles_core.options.config import Config
 from miles_core.options.option import Option
-from miles_core.options.value import Source, Value
+from miles_core.options.value import USER_SOURCES, Source, Value
 from miles_core.version import __version__
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MASK = "***"
 
 _HEAD = """\
 # The options of a run. `miles run --config` of this file repeats it.
-# Lines that are commented out are defaults and derived values: they come out again by themselves.
+# Lines that are commented out are defaults, a recipe's and derived values: they come out again by themselves.
 """
 
 
@@ -31,7 +31,7 @@ def write_config(config: Config, path: Path) -> None:
 
 
 def config_yaml(config: Config) -> str:
-    """The text of :func:`write_config`. Only what somebody set, or a recipe, is live: the rest follows from it again."""
+    """The text of :func:`write_config`. Only what somebody set is live: the rest follows from it again."""
     parts = [_HEAD]
     group: type | None = None
     for option, value in config.items():
@@ -43,11 +43,8 @@ def config_yaml(config: Config) -> str:
             parts.append(f"# {key}: secret, not written\n")
             continue
         line = f"{key}: {_yaml(value.value)}"
-        if value.source in (Source.DEFAULT, Source.DERIVED):
-            note = "  # derived" if value.source is Source.DERIVED else ""
-            parts.append(f"# {line}{note}\n")
-        else:
-            parts.append(f"{line}  # {' '.join(origin(value).split())}\n")
+        note = "" if value.source is Source.DEFAULT else f"  # {' '.join(origin(value).split())}"
+        parts.append(f"{'' if value.source in USER_SOURCES else '# '}{line}{note}\n")
     return "".join(parts)
 
 
