@@ -71,6 +71,8 @@ def connect(plan: PlacementPlan, address: str | None, reaper: Reaper) -> Cluster
     # Ray ends a driver that cannot reach its control store for this long; the supervisor notices within a second.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Ray would run the workers at low priority; here they are the work itself.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

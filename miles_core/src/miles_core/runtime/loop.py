@@ -112,13 +112,16 @@ class Loop:
         with self._phase("publish"):
             if placement.offload_rollout:
                 self.crew.all_engines("resume_memory", ["weights"], what="engines to take back weights")
-            reports = [
-                r for r in self.crew.all_trainers("publish", self.version, self.crew.engines, what="publishing weights") if r
-            ]
+            answers = self.crew.all_trainers(
+                "publish", self.version, self.crew.engines, not placement.offload_rollout, what="publishing weights"
+            )
+            # Engines get their caches back, and go on, once the trainers have left the devices.
             if placement.offload_train:
                 self.crew.all_trainers("offload", what="trainers to offload")
             if placement.offload_rollout:
                 self.crew.all_engines("resume_memory", ["kv_cache"], what="engines to take back memory")
+                self.crew.all_engines("resume", what="engines to resume")
+        reports = [report for report in answers if report is not None]
         seconds = max(r.seconds for r in reports)
         sent = sum(r.bytes for r in reports)
         self._timers["publish_transfer"] = seconds

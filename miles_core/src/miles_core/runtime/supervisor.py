@@ -135,7 +135,7 @@ class Supervisor:
             "M481",
             f"process {name}{pid} died",
             owner="miles-core",
-            why="it was killed from outside, ran out of memory, or crashed",
+            why=_reason(member, error),
             fix=f"see {member.identity.log if member else self.run_dir / 'logs'}; go on from the last saved state with --load",
             traceback=tail,
             process=name,
@@ -172,3 +172,16 @@ class Supervisor:
         except OSError:
             return ""
         return "\n".join(lines[-LOG_LINES:])
+
+
+def _reason(member: Member | None, error: BaseException | None) -> str:
+    """Why a process died, as far as Ray knows."""
+    if error is None and member is not None:
+        try:
+            ray.get(member.sentinel, timeout=0)
+        except ray.exceptions.RayError as caught:
+            error = caught
+    text = str(error or "").lower()
+    if "low on memory" in text or "out of memory" in text or "oom" in text:
+        return "Ray ended it because the machine ran low on memory"
+    return "it was killed from outside, ran out of memory, or crashed"

@@ -85,8 +85,8 @@ class TrainerProcess(Watched):
         return self.trainer.train(ray.get(batches[self.backend.parallel.data_rank]))
 
     @recorded
-    def publish(self, version: int, engines: Sequence[Any]) -> Any:
-        """Send the weights to the engines; returns the report of the rank that sent, None elsewhere."""
+    def publish(self, version: int, engines: Sequence[Any], resume: bool) -> Any:
+        """Send the weights to the engines, and let them ``resume``; returns the report of a rank that sent, None elsewhere."""
         from miles_core.weights.publisher import WeightPublisher, drain
         from miles_core.weights.transports import open_transport
 
@@ -101,7 +101,7 @@ class TrainerProcess(Watched):
                 transport, bucket_bytes=options.update_weight_buffer_size, check_equal=options.check_weight_update_equal
             )
         handles = [RayEngineHandle(f"engine-{i}", engines[i]) for i in mine]
-        return self._publisher.publish(version, self.backend.export_weights(), handles)
+        return self._publisher.publish(version, self.backend.export_weights(), handles, resume=resume)
 
     def _transport_name(self) -> str:
         if self.plan.placement.device == "cpu":

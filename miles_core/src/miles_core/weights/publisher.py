@@ -78,14 +78,19 @@ class WeightPublisher:
         self._check_equal = check_equal
         self._timeout = timeout
 
-    def publish(self, version: int, export: Iterable[tuple[str, torch.Tensor]], engines: Sequence[EngineHandle]) -> PublishReport:
+    def publish(
+        self, version: int, export: Iterable[tuple[str, torch.Tensor]], engines: Sequence[EngineHandle], *, resume: bool = True
+    ) -> PublishReport:
         """Make ``engines`` serve the weights of ``export`` as ``version``.
+
+        With ``resume`` false the engines stay paused, for a caller that has to make room for their caches first.
 
         Raises:
             RunError: an engine failed (M470), the digests differ (M473), nothing was exported (M474), or the transport failed
                 (M471, M475). The engines stay closed.
         """
-        return _Transaction(self._transport, version, engines, self._timeout, self._check_equal).run(export, self._bucket_bytes)
+        transaction = _Transaction(self._transport, version, engines, self._timeout, self._check_equal)
+        return transaction.run(export, self._bucket_bytes, resume)
 
     def close(self) -> None:
         """Free what the transport holds."""
@@ -107,7 +112,7 @@ class _Transaction:
         self.digests: dict[str, str] = {}
         self.phases: dict[str, float] = {}
 
-    def run(self, export: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> PublishReport:
+    def run(self, export: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int, resume: bool) -> PublishReport:
         started = time.perf_counter()
         with self._phase("pause"):
             self._all("pause")
@@ -137,8 +142,9 @@ class _Transaction:
         if self.check_equal:
             with self._phase("check"):
                 self._compare()
-        with self._phase("resume"):
-            self._all("resume")
+        if resume:
+            with self._phase("resume"):
+                self._all("resume")
         return PublishReport(self.version, nbytes, buckets, time.perf_counter() - started, self.phases)
 
     def _seen(self, export: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

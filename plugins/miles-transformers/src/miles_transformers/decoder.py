@@ -9,6 +9,7 @@ import torch
 
 from miles_core.errors import RunError
 from miles_core.samples import FinishReason
+from miles_transformers.graphs import StepRunner
 from miles_transformers.jobs import Job
 from miles_transformers.model import OWNER, LoadedModel
 from miles_transformers.rows import RowTable
@@ -27,24 +28,30 @@ class Decoder:
         rows: most jobs at a time.
         tokens: size of the KV cache, all jobs together.
         prefill_tokens: most tokens of one prefill pass, with padding.
+        graphs: whether steps on a GPU become CUDA graphs.
     """
 
-    def __init__(self, model: LoadedModel, rows: int, tokens: int, prefill_tokens: int) -> None:
+    def __init__(self, model: LoadedModel, rows: int, tokens: int, prefill_tokens: int, graphs: bool = True) -> None:
         self.model, self.rows, self.tokens, self.prefill_tokens = model, rows, tokens, prefill_tokens
         self.limit = min(model.context, tokens)
         self.table = RowTable(rows, model.vocab, model.device)
+        self.runner = StepRunner(model, rows, graphs)
         self.cache: SlotCache | None = None
+        self._kept: SlotCache | None = None
         self.version = 0
         self.allocate()
 
     def allocate(self) -> None:
         """Make the KV cache, where there is none."""
+        if self.cache is None and self._kept is not None:
+            self.cache, self._kept = self._kept, None
         if self.cache is None:
             self.cache = SlotCache(self.model.layers, self.tokens, self.model.dtype, self.model.device)
 
     def free(self) -> None:
         """Drop the KV cache; no job may hold a slot."""
         assert not self.table.jobs
+        self.runner.clear()
         self.cache = None
 
     def reset(self) -> list[Job]:
@@ -116,12 +123,7 @@ class Decoder:
         table, count = self.table, self.table.count
         self._fit(0, table.longest + 1, int(max(job.limit for job in table.jobs)) if self._full() else 0)
         positions = table.length[:count]
-        attended = min(-(-(table.longest + 1) // 8) * 8, self.cache.length_capacity)
-        self.cache.start_step(positions, attended)
-        columns = torch.arange(attended, device=self.model.device)
-        distance = (positions[:, None] - columns)[:, None, None, :]
-        ids = table.last[:count, None]
-        logits = self.model.forward(ids, positions[:, None], distance >= 0, distance, self.cache)
+        logits = self.runner.run(self.cache, table.last[:count], positions, table.longest + 1)
         positions += 1
         table.host_lengths[:count] += 1
         return self._end(0, self._sample(0, count, logits))

@@ -15,6 +15,8 @@ from miles_core.errors import RunError, UsageError
 from miles_transformers.slots import LayerShape, SlotCache
 
 OWNER = "miles-transformers"
+HOST_CACHE_BYTES = 1 << 30
+"""Most memory of the KV cache on a CPU, unless asked for otherwise."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -207,7 +209,9 @@ def cache_tokens(model: LoadedModel, asked: int, share: float, rows: int) -> int
         else:
             import psutil
 
+            # The pool is touched whole when it is made, and the machine's memory is everybody's.
             free = psutil.virtual_memory().available
+            share = min(share, HOST_CACHE_BYTES / free)
         tokens = int(free * share) // per_token
     tokens = min(tokens, rows * (-(-model.context // 32) * 32)) // 32 * 32
     if tokens < 64:

@@ -32,9 +32,12 @@ class TransformersOptions:
     kv_cache_share: float = option(
         0.4,
         flag="--transformers-kv-cache-share",
-        help="Share of the memory that is free after loading the weights, for the KV cache.",
+        help="Share of the memory that is free after loading the weights, for the KV cache; on a CPU at most 1 GiB.",
     )
     prefill_tokens: int = option(
         8192, flag="--transformers-prefill-tokens", help="Most prompt tokens, with padding, in one forward pass."
+    )
+    cuda_graphs: bool = option(
+        True, flag="--transformers-cuda-graphs", help="Run decoding steps on a GPU as CUDA graphs: faster for all but large models."
     )
     threads: int = option(0, flag="--transformers-threads", help="CPU threads of the decoder; 0 leaves PyTorch's choice.")
