@@ -92,7 +92,7 @@ def test_on_a_terminal_it_is_drawn_in_place_below_other_output(monkeypatch: pyte
         progress.phase("rollout")
         progress.advance(32, 64)
         clock.time += 2
-        progress.finish_rollout({"rollout/raw_reward": reward, "perf/step_time": 2.0})
+        progress.finish_rollout({"rollout/raw_reward": reward, "perf/step_time": 2.0, "rollout/generated_samples": 96.0})
     progress.phase("train")
     progress.message("a note")
     progress.close()
@@ -102,7 +102,7 @@ def test_on_a_terminal_it_is_drawn_in_place_below_other_output(monkeypatch: pyte
     head, below = shown.file.getvalue().splitlines()
     assert head.startswith("━")
     assert "3/10 rollouts elapsed 0:06 ETA 0:14" in " ".join(head.split())
-    assert below.split("  ") == ["training", "reward 0.900", "32.0 samples/s", "▁▅█"]
+    assert below.split("  ") == ["training", "reward 0.900", "48.0 samples/s", "▁▅█"]
 
 
 def test_sparks() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 REWARD = "rollout/raw_reward"
 LOSS = "train/loss"
+SAMPLES = "rollout/generated_samples"
 STEP_SECONDS = "perf/step_time"
 RESPONSE_LENGTH = ("rollout/response_len/mean", "rollout/response_lengths")
 _DERIVED = ("-truncated_ratio", "-pass@", "-failed")

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from miles_core.loggers.figures import LOSS, REWARD, STEP_SECONDS, clock, response_length, short
+from miles_core.loggers.figures import LOSS, REWARD, SAMPLES, STEP_SECONDS, clock, response_length, short
 from miles_core.loggers.pace import Pace
 
 if TYPE_CHECKING:
@@ -144,11 +144,13 @@ class Progress:
             if name in metrics:
                 found[label] = metrics[name]
         seconds = metrics.get(STEP_SECONDS)
-        if self._samples and seconds:
-            found["samples/s"] = self._samples / seconds
+        # Short rollouts end between two questions about their progress, and supervised ones generate nothing.
+        samples = metrics.get(SAMPLES, self._samples)
+        if samples and seconds:
+            found["samples/s"] = samples / seconds
             length = response_length(metrics)
             if length is not None:
-                found["tokens/s"] = self._samples * length / seconds
+                found["tokens/s"] = samples * length / seconds
         return found
 
     def _figures(self) -> list[str]:
