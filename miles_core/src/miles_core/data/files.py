@@ -63,6 +63,19 @@ class Row:
             )
         return self.values[key]
 
+    def mapping(self, key: str) -> dict[str, Any]:
+        """A copy of the mapping under a key; empty when the row has none.
+
+        Raises:
+            UsageError: it is something else (M306).
+        """
+        value = self.values.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise UsageError("M306", f"{key!r} is {type(value).__name__}, not an object", owner=self.place, fix="repair the row")
+        return dict(value)
+
 
 def read_rows(text: str) -> list[Row]:
     """The rows of ``FILE`` or ``FILE@[a:b]``.
@@ -101,7 +114,7 @@ def _rows(file: PromptFile) -> Iterator[Row]:
 def _row(line: bytes, place: str) -> Row:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         why = getattr(error, "msg", str(error))
         raise UsageError("M303", "a line is not JSON", owner=place, why=why, fix="write one JSON object on each line") from error
     if not isinstance(values, dict):

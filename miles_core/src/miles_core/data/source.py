@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from miles_core.data.files import Row, read_rows
-from miles_core.data.tokens import Prompt, PromptTokenizer
+from miles_core.data.tokens import PromptTokenizer
 from miles_core.errors import UsageError
 from miles_core.samples import Sample
 
@@ -25,6 +26,9 @@ class Keys:
 class PromptSet:
     """The prompts of one file, tokenised once each: all at the start when a length limit must sort them out, else when first used.
 
+    Raises:
+        UsageError: a row cannot be used (M301 to M306, M312 to M314), or none is short enough (M315).
+
     Attributes:
         dropped: prompts over ``max_tokens``.
     """
@@ -35,13 +39,12 @@ class PromptSet:
         self._tokenizer = tokenizer
         self._ids: dict[int, list[int]] = {}
         rows = read_rows(file)
-        if keys.label is not None:
-            for row in rows:
-                row.required(keys.label)
+        for row in rows:
+            self._check(row)
         self.rows = rows
         self.dropped = 0
         if max_tokens is not None:
-            encoded = tokenizer.encode([self._text(row) for row in rows])
+            encoded = self._encode(rows)
             kept = [i for i, ids in enumerate(encoded) if len(ids) <= max_tokens]
             self.dropped = len(rows) - len(kept)
             self.rows = [rows[i] for i in kept]
@@ -55,6 +58,9 @@ class PromptSet:
                     why=f"the shortest has {shortest}",
                     fix="raise the limit on prompt length",
                 )
+        else:
+            # What is wrong with every row, such as a template that refuses them, shows before the run starts.
+            self._ids[0] = self._encode(rows[:1])[0]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,12 +68,12 @@ class PromptSet:
     def sample(self, position: int) -> Sample:
         """A fresh sample of the prompt at a position; index and group are the caller's to set."""
         row = self.rows[position]
-        metadata = dict(row.values.get(self._keys.metadata) or {})
+        metadata = row.mapping(self._keys.metadata)
         tools = row.values.get(self._keys.tools)
         if tools is not None:
             metadata["tools"] = tools
         if position not in self._ids:
-            self._ids[position] = self._tokenizer.encode([self._text(row)])[0]
+            self._ids[position] = self._encode([row])[0]
         return Sample(
             prompt=row.required(self._keys.input),
             prompt_ids=list(self._ids[position]),
@@ -75,9 +81,20 @@ class PromptSet:
             metadata=metadata,
         )
 
-    def _text(self, row: Row) -> str:
-        prompt: Prompt = row.required(self._keys.input)
-        return self._tokenizer.render(prompt, row.values.get(self._keys.tools), row.place)
+    def _check(self, row: Row) -> None:
+        if self._keys.label is not None:
+            row.required(self._keys.label)
+        self._tokenizer.check(row.required(self._keys.input), row.place)
+        row.mapping(self._keys.metadata)
+
+    def _encode(self, rows: Sequence[Row]) -> list[list[int]]:
+        keys = self._keys
+        texts = [self._tokenizer.render(row.required(keys.input), row.values.get(keys.tools), row.place) for row in rows]
+        encoded = self._tokenizer.encode(texts)
+        for row, ids in zip(rows, encoded, strict=True):
+            if not ids:
+                raise UsageError("M306", "a prompt has no tokens", owner=row.place, fix="repair the row, or remove it")
+        return encoded
 
 
 class Cursor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from miles_core.data.files import Row, read_rows
@@ -14,11 +15,14 @@ from miles_core.samples import Sample, Status
 class SupervisedSource:
     """Rows as finished samples.
 
-    A row is either a text prompt with its label, which becomes the response and ends with the end-of-sequence token, or a list of
-    messages, whose assistant turns are trained on.
+    A row is either a prompt with its label, which becomes the response and ends with the end-of-sequence token, or a list of
+    messages that ends with an assistant turn, whose assistant turns are trained on.
 
     Attributes:
-        dropped: rows over the length limit, or without a token to train on.
+        dropped: rows over ``max_tokens``, or without a token to train on.
+
+    Raises:
+        UsageError: a row cannot be used (M301 to M306, M312 to M314, M318, M319), or no row can be trained on (M317).
     """
 
     def __init__(
@@ -35,13 +39,21 @@ class SupervisedSource:
         self._keys = keys
         self._tokenizer = tokenizer
         self._templated = templated
-        self.dropped = 0
-        samples = [self._sample(row) for row in read_rows(file)]
+        rows = read_rows(file)
+        for row in rows:
+            tokenizer.check(row.required(keys.input), row.place)
+        chats = [_ends_with_assistant(row.required(keys.input)) for row in rows]
+        labelled = iter(self._from_labels([row for row, chat in zip(rows, chats, strict=True) if not chat]))
+        samples = [self._from_messages(row) if chat else next(labelled) for row, chat in zip(rows, chats, strict=True)]
         self._made = [s for s in samples if s is not None and (max_tokens is None or len(s.tokens) <= max_tokens)]
         self.dropped = len(samples) - len(self._made)
         if not self._made:
             raise UsageError(
-                "M317", "no row can be trained on", owner=file, why=f"all {len(samples)} rows are too long or have no response"
+                "M317",
+                "no row can be trained on",
+                owner=file,
+                why=f"all {len(samples)} rows are too long or have no response",
+                fix="give rows with responses, or raise --rollout-max-context-len",
             )
         self._cursor = Cursor(len(self._made), shuffle=shuffle, seed=seed)
         self._samples = 0
@@ -79,10 +91,25 @@ class SupervisedSource:
         self._cursor.load_state(state["cursor"])
         self._samples = state["samples"]
 
-    def _sample(self, row: Row) -> Sample | None:
-        prompt = row.required(self._keys.input)
-        if isinstance(prompt, list) and prompt and prompt[-1].get("role") == "assistant":
-            return self._from_messages(row, prompt)
+    def _from_labels(self, rows: Sequence[Row]) -> list[Sample | None]:
+        keys, tokenizer = self._keys, self._tokenizer
+        prompts = [row.required(keys.input) for row in rows]
+        labels = [self._label(row) for row in rows]
+        texts = [tokenizer.render(p, row.values.get(keys.tools), row.place) for p, row in zip(prompts, rows, strict=True)]
+        prompt_ids = tokenizer.encode(texts)
+        # A response goes on from its prompt, so the tokenizer adds nothing to it.
+        response_ids = tokenizer.encode(labels, templated=True)
+        end = tokenizer.end_id
+        samples: list[Sample | None] = []
+        for prompt, label, before, after in zip(prompts, labels, prompt_ids, response_ids, strict=True):
+            if not before or not after:
+                samples.append(None)
+                continue
+            closed = after if end is None or after[-1] == end else [*after, end]
+            samples.append(Sample(prompt=prompt, prompt_ids=before, response_ids=closed, response=label, label=label))
+        return samples
+
+    def _label(self, row: Row) -> str:
         if self._keys.label is None:
             raise UsageError(
                 "M318",
@@ -91,48 +118,45 @@ class SupervisedSource:
                 fix="name the response's key with --label-key, or give messages that end with an assistant turn",
             )
         label = row.required(self._keys.label)
-        text = self._tokenizer.render(prompt, row.values.get(self._keys.tools), row.place)
-        prompt_ids = self._tokenizer.encode([text])[0]
-        response_ids = self._tokenizer.encode([str(label)], templated=True)[0]
-        end = self._tokenizer.end_id
-        if end is not None and response_ids[-1:] != [end]:
-            response_ids = [*response_ids, end]
-        if not response_ids or not prompt_ids:
-            return None
-        return Sample(prompt=prompt, prompt_ids=prompt_ids, response_ids=response_ids, response=str(label), label=label)
-
-    def _from_messages(self, row: Row, messages: list[dict[str, Any]]) -> Sample | None:
-        """Mask by rendering prefix after prefix: what an assistant turn adds behind its header is trained on."""
-        if not self._templated:
+        if isinstance(label, bool) or not isinstance(label, str | int | float):
             raise UsageError(
-                "M314",
-                "a prompt is a list of messages, but no template is applied",
+                "M306",
+                f"{self._keys.label!r} is {type(label).__name__}, not a response to train on",
                 owner=row.place,
-                fix="set --apply-chat-template, or give prompts as text",
+                fix="give the response as text",
             )
+        return str(label)
+
+    def _from_messages(self, row: Row) -> Sample | None:
+        """Mask by rendering prefix after prefix: what an assistant turn adds behind its header is trained on."""
+        messages: list[dict[str, Any]] = row.required(self._keys.input)
         tools = row.values.get(self._keys.tools)
+        written = ""
         ids: list[int] = []
         mask: list[int] = []
 
         def extend(prefix: list[dict[str, Any]], generation: bool, trained: int) -> None:
+            nonlocal written
             text = self._tokenizer.template(prefix, tools=tools, place=row.place, add_generation_prompt=generation)
-            longer = self._tokenizer.encode([text], templated=True)[0]
-            if longer[: len(ids)] != ids:
+            if not text.startswith(written):
                 raise UsageError(
                     "M319",
                     "the chat template rewrites earlier turns, so that it cannot be told which tokens are whose",
                     owner=row.place,
                     fix="use a template that only appends, or train on --input-key and --label-key",
                 )
+            longer = self._tokenizer.encode([text], templated=True)[0]
+            if longer[: len(ids)] != ids:
+                # A token would reach over the seam. In sampling the prompt's tokens come first, and the response's follow.
+                longer = ids + self._tokenizer.encode([text[len(written) :]], templated=True)[0]
             mask.extend([trained] * (len(longer) - len(ids)))
             ids[:] = longer
+            written = text
 
         for i, message in enumerate(messages):
-            if message.get("role") == "assistant":
+            if message["role"] == "assistant":
                 extend(messages[:i], True, 0)
                 extend(messages[: i + 1], False, 1)
-            elif i + 1 == len(messages) or messages[i + 1].get("role") != "assistant":
-                extend(messages[: i + 1], False, 0)
         if 1 not in mask or mask.index(1) == 0:
             return None
         first = mask.index(1)
@@ -143,3 +167,7 @@ class SupervisedSource:
             response=str(messages[-1].get("content", "")),
             loss_mask=mask[first:],
         )
+
+
+def _ends_with_assistant(prompt: Any) -> bool:
+    return isinstance(prompt, list) and prompt[-1]["role"] == "assistant"

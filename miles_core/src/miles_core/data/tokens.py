@@ -28,11 +28,21 @@ class PromptTokenizer:
 
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True)
-        except (OSError, ValueError) as error:
-            why = str(error).splitlines()[0]
+        except Exception as error:
+            # Unusable files raise whatever the part that met them raises, down to plain ``Exception``.
+            why = (str(error) or type(error).__name__).splitlines()[0]
             raise UsageError(
                 "M310", "there is no tokenizer", owner=str(checkpoint), why=why, fix="add the tokenizer's files to the checkpoint"
             ) from error
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_tokens):
+            # Without its files some tokenizer classes load all the same, and turn every text into nothing.
+            raise UsageError(
+                "M310",
+                "there is no tokenizer",
+                owner=str(checkpoint),
+                why="it has no vocabulary",
+                fix="add the tokenizer's files to the checkpoint",
+            )
         self._templated = apply_chat_template
         self._options = template_options or {}
         template = getattr(self.tokenizer, "chat_template", None)
@@ -44,33 +54,62 @@ class PromptTokenizer:
                 fix="leave --apply-chat-template out, or add a chat_template to the tokenizer",
             )
         self._bos: str | None = self.tokenizer.bos_token
-        # Text that holds one of the template's own control tokens has been through a template already.
-        self._control = tuple(t for t in self.tokenizer.all_special_tokens if template and t in str(template))
+        # A tokenizer may end every text, and the model would have to answer after the end.
+        whole, bare = (self.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+        self._ends = self.end_id is not None and whole[-1:] == [self.end_id] and len(whole) > len(bare) and bare[-1:] != whole[-1:]
+        # Text that holds a control token that the template writes literally has been through a template already. One that
+        # many templates take from the tokenizer, such as <s>, may be text; it tells only at the front.
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        special = dict.fromkeys([*self.tokenizer.all_special_tokens, *added])
+        self._control = tuple(t for t in special if template and t in str(template))
+        self._front = self._bos if self._bos and "bos_token" in str(template or "") else None
+
+    def check(self, prompt: Any, place: str = "") -> None:
+        """Refuse what :meth:`render` cannot take, at the cost of a look.
+
+        Raises:
+            UsageError: the template was applied already (M312), messages come without a template (M314), or the prompt is neither
+                text nor messages (M306).
+        """
+        if isinstance(prompt, str):
+            found = next((t for t in self._control if t in prompt), None) if self._templated else None
+            if self._templated and self._front is not None and prompt.startswith(self._front):
+                found = self._front
+            if found is not None:
+                raise UsageError(
+                    "M312",
+                    "a prompt has been through a chat template already",
+                    owner=place,
+                    why=f"it holds {found!r}, which the template writes",
+                    fix="leave --apply-chat-template out, or give the bare text",
+                )
+            return
+        if not isinstance(prompt, list) or not prompt or not all(isinstance(m, dict) and "role" in m for m in prompt):
+            raise UsageError(
+                "M306",
+                f"a prompt is {type(prompt).__name__}, neither text nor a list of messages with a role",
+                owner=place,
+                fix="repair the row, or name another key with --input-key",
+            )
+        if not self._templated:
+            raise UsageError(
+                "M314",
+                "a prompt is a list of messages, but no template is applied",
+                owner=place,
+                fix="set --apply-chat-template, or give prompts as text",
+            )
 
     def render(self, prompt: Prompt, tools: Any = None, place: str = "") -> str:
         """The text whose tokens are the prompt.
 
         Raises:
-            UsageError: the template was applied already (M312), refuses the prompt (M313), or messages come without one (M314).
+            UsageError: as :meth:`check`, or the template refuses the prompt (M313).
         """
+        self.check(prompt, place)
         if not self._templated:
-            if not isinstance(prompt, str):
-                raise UsageError(
-                    "M314",
-                    "a prompt is a list of messages, but no template is applied",
-                    owner=place,
-                    fix="set --apply-chat-template, or give prompts as text",
-                )
+            assert isinstance(prompt, str)
             return prompt
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if isinstance(prompt, str) and any(token in prompt for token in self._control):
-            raise UsageError(
-                "M312",
-                "a prompt has been through a chat template already",
-                owner=place,
-                why=f"it holds {next(t for t in self._control if t in prompt)!r}, which the template writes",
-                fix="leave --apply-chat-template out, or give the bare text",
-            )
         return self.template(messages, tools=tools, place=place, add_generation_prompt=True)
 
     def template(self, messages: list[dict[str, Any]], *, tools: Any = None, place: str = "", add_generation_prompt: bool) -> str:
@@ -94,7 +133,12 @@ class PromptTokenizer:
         return str(text)
 
     def encode(self, texts: Sequence[str], *, templated: bool | None = None) -> list[list[int]]:
-        """Token ids of each text. A template writes its own special tokens, so none are added to its text."""
+        """Token ids of each text, as a beginning that the model goes on from.
+
+        Args:
+            templated: whether the texts are a template's, which wrote its own special tokens, so that none are added; None for
+                what :meth:`render` makes.
+        """
         if not texts:
             return []
         added = not (self._templated if templated is None else templated)
@@ -103,6 +147,8 @@ class PromptTokenizer:
         if added and bos is not None:
             # Text that begins with the token as written, to which the tokenizer adds its own.
             ids = [each[1:] if each[:2] == [bos, bos] else each for each in ids]
+        if added and self._ends:
+            ids = [each[:-1] for each in ids]
         return ids
 
     def decode_all(self, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from miles_core.data.source import PromptSource
@@ -16,6 +17,39 @@ from miles_core.samples import Sample
 from miles_core.serving.client import EngineClient
 
 FRUITLESS_WAVES = 20
+
+
+async def generate_graded(
+    client: EngineClient,
+    groups: Sequence[Sequence[Sample]],
+    plan: SamplingPlan,
+    grader: Grader,
+    tally: Tally,
+    advance: Callable[[int], None],
+) -> None:
+    """Complete and grade every sample in place. A group is graded as soon as it is whole, beside all others.
+
+    Args:
+        advance: told how many samples are graded, group after group.
+
+    Raises:
+        RunError: the first error of an engine or of the reward; everything else is ended.
+    """
+    done = 0
+
+    async def grade(group: Sequence[Sample]) -> None:
+        nonlocal done
+        await grader.grade(group, tally)
+        done += len(group)
+        advance(done)
+
+    try:
+        async with asyncio.TaskGroup() as grading, aclosing(generate(client, groups, plan)) as completed:
+            async for group in completed:
+                grading.create_task(grade(group))
+    except ExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__
 
 
 @dataclass
@@ -43,6 +77,7 @@ class Collector:
     grader: Grader
     filters: Sequence[Filter]
     n_samples: int
+    failure_limit: float = 1.0
 
     async def collect(self, count: int, plan: SamplingPlan, advance: Callable[[int, int], None]) -> Collected:
         """Collect ``count`` groups.
@@ -51,7 +86,8 @@ class Collector:
             advance: told ``(done, total)`` samples as they are graded.
 
         Raises:
-            RunError: the filters drop everything (M401), an engine failed (M44x), or the reward broke its contract.
+            RunError: the filters drop everything (M401), more than the share ``failure_limit`` could not be graded (M402), an
+                engine failed (M44x), or the reward broke its contract (M403, M404).
         """
         collected = Collected([], Tally())
         fruitless = 0
@@ -60,6 +96,8 @@ class Collector:
             accepted = await self._wave(missing, plan, collected, advance)
             collected.groups += accepted
             collected.waves += 1
+            # Here and not at the end: a filter that drops what could not be graded would have waves go on.
+            collected.tally.check(self.failure_limit, self.grader.name)
             fruitless = 0 if accepted else fruitless + 1
             if fruitless >= FRUITLESS_WAVES:
                 reasons = ", ".join(f"{reason} {n}" for reason, n in collected.dropped.most_common())
@@ -76,20 +114,10 @@ class Collector:
         self, count: int, plan: SamplingPlan, collected: Collected, advance: Callable[[int, int], None]
     ) -> list[list[Sample]]:
         groups = self.source.next_groups(count, self.n_samples)
-        total = len(collected.generated) + count * self.n_samples
-        done = len(collected.generated)
-        advance(done, total)
-        grading: list[asyncio.Task[None]] = []
-        try:
-            async for group in generate(self.client, groups, plan):
-                grading.append(asyncio.create_task(self.grader.grade(group, collected.tally)))
-                done += len(group)
-                advance(done, total)
-            for task in grading:
-                await task
-        finally:
-            for task in grading:
-                task.cancel()
+        before = len(collected.generated)
+        total = before + count * self.n_samples
+        advance(before, total)
+        await generate_graded(self.client, groups, plan, self.grader, collected.tally, lambda done: advance(before + done, total))
         for group in groups:
             collected.generated += group
         return [group for group in groups if self._keeps(group, collected.dropped)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,16 @@ class EvaluationSet:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(EvaluationSet))
+_KINDS = {field.name: str(field.type).partition(" ")[0] for field in dataclasses.fields(EvaluationSet)}
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "n_samples_per_eval_prompt": (1, math.inf, "1 or more"),
+    "temperature": (0, sys.float_info.max, "0 or more"),
+    "top_p": (sys.float_info.min, 1, "more than 0, and at most 1"),
+    "top_k": (-1, math.inf, "-1, or 1 or more"),
+    "max_response_len": (1, math.inf, "1 or more"),
+    "max_prompt_len": (1, math.inf, "1 or more"),
+    "min_new_tokens": (0, math.inf, "0 or more"),
+}
 
 
 def evaluation_sets(config: Config) -> list[EvaluationSet]:
@@ -39,7 +51,7 @@ def evaluation_sets(config: Config) -> list[EvaluationSet]:
     those over the options of the rollout; an explicit null counts as not given.
 
     Raises:
-        UsageError: the file cannot be used (M216), or has a key that no set has (M321).
+        UsageError: the file cannot be used or a setting is no legal value (M216), or it has a key that no set has (M321).
     """
     options = config.get(EvaluationOptions)
     if options.eval_interval is None:
@@ -76,18 +88,22 @@ def _base(config: Config) -> dict[str, Any]:
 def _read(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         document: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise UsageError(
-            "M216", "--eval-config cannot be used", owner=path, why=str(error).splitlines()[0], fix="repair it"
-        ) from error
-    body = document.get("eval", document)
-    sets = body.get("datasets") or []
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError("M216", "--eval-config cannot be used", owner=path, why=why, fix="repair it") from error
+    body = document.get("eval", document) if isinstance(document, dict) else None
+    sets = body.get("datasets") if isinstance(body, dict) else None
     if isinstance(sets, dict):
-        sets = [{**each, "name": name} for name, each in sets.items()]
-    return body.get("defaults") or {}, sets
+        sets = [{**each, "name": name} for name, each in sets.items() if isinstance(each, dict)]
+    defaults = body.get("defaults") or {} if isinstance(body, dict) else None
+    if not sets or not isinstance(sets, list) or not all(isinstance(s, dict) for s in sets) or not isinstance(defaults, dict):
+        fix = "write datasets: [{name: NAME, path: FILE}]"
+        raise UsageError("M216", "--eval-config has no list 'datasets' of mappings", owner=path, fix=fix)
+    return defaults, sets
 
 
 def _resolve(base: dict[str, Any], defaults: dict[str, Any], own: dict[str, Any], place: str) -> EvaluationSet:
@@ -105,4 +121,22 @@ def _resolve(base: dict[str, Any], defaults: dict[str, Any], own: dict[str, Any]
     if missing:
         raise UsageError("M216", f"an evaluation set lacks {', '.join(missing)}", owner=place, fix="add it to the set")
     values: dict[str, Any] = {name: given.get(name) for name in FIELDS}
+    for name, value in values.items():
+        problem = _problem(name, value)
+        if problem:
+            raise UsageError("M216", f"evaluation set {values['name']}: {name} is {value!r}", owner=place, fix=f"give {problem}")
     return EvaluationSet(**values)
+
+
+def _problem(name: str, value: Any) -> str:
+    """What a setting must be instead; empty when it is fine."""
+    kind = _KINDS[name]
+    if value is None:
+        return ""
+    if kind == "str":
+        return "" if isinstance(value, str) and value else "text"
+    if isinstance(value, bool) or not isinstance(value, int if kind == "int" else int | float):
+        return "a whole number" if kind == "int" else "a number"
+    lowest, highest, said = _RANGES[name]
+    legal = lowest <= value <= highest and (name != "top_k" or value != 0)
+    return "" if legal else said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from miles_core.errors import MilesError, RunError
@@ -15,7 +15,7 @@ SHOWN = 3
 
 @dataclass
 class Tally:
-    """How grading went, for metrics and for the limit on failures."""
+    """How grading went, for metrics and for the limit on failures. ``details`` are of the first few failures."""
 
     graded: int = 0
     invalid: int = 0
@@ -72,13 +72,7 @@ class Grader:
             raise
         except Exception as error:
             scores = [Invalid(f"{type(error).__name__}: {error}") for _ in samples]
-        if len(scores) != len(samples):
-            raise RunError(
-                "M404",
-                f"the reward returned {len(scores)} scores for {len(samples)} samples",
-                owner=f"reward {self.name}",
-                fix="return one score per sample, in order",
-            )
+        self._check(scores, len(samples))
         for sample, score in zip(samples, scores, strict=True):
             self._set(sample, score, tally)
 
@@ -89,6 +83,18 @@ class Grader:
     async def close(self) -> None:
         """End the reward's processes and connections."""
         await self._reward.close()
+
+    def _check(self, scores: object, count: int) -> None:
+        if not isinstance(scores, Sequence):
+            problem = f"returned {type(scores).__name__}, not a list of scores"
+        elif len(scores) != count:
+            problem = f"returned {len(scores)} scores for {count} samples"
+        else:
+            odd = next((score for score in scores if not isinstance(score, Scored | Invalid | Timeout)), None)
+            if odd is None and None not in scores:
+                return
+            problem = f"returned {type(odd).__name__} for a sample, which is no Scored, Invalid or Timeout"
+        raise RunError("M404", f"the reward {problem}", owner=f"reward {self.name}", fix="return one score per sample, in order")
 
     def _set(self, sample: Sample, score: Score, tally: Tally) -> None:
         if isinstance(score, Scored):
@@ -103,20 +109,41 @@ class Grader:
             tally.timeout += 1
         else:
             tally.invalid += 1
-        tally.details.append(f"sample {sample.index}: {score.detail or type(score).__name__}")
+        if len(tally.details) < SHOWN:
+            tally.details.append(f"sample {sample.index}: {score.detail or type(score).__name__}")
 
     def _number(self, score: Scored) -> float:
-        value = score.value
-        if isinstance(value, int | float):
-            return float(value)
+        value: object = score.value
+        if not isinstance(value, Mapping):
+            number = _float(value)
+            if number is None:
+                raise RunError(
+                    "M403",
+                    f"the reward is {type(value).__name__}, neither a number nor a dict",
+                    owner=f"reward {self.name}",
+                    fix="return Scored(number), Scored(dict), Invalid or Timeout",
+                )
+            return number
         key = self._key
-        picked = value.get(key) if key is not None else None
-        if not isinstance(picked, int | float):
+        picked = _float(value.get(key)) if key is not None else None
+        if picked is None:
             raise RunError(
                 "M403",
                 f"the reward is a dict, and {'--reward-key is not set' if key is None else f'{key!r} in it is no number'}",
                 owner=f"reward {self.name}",
-                why=f"it has {', '.join(map(str, value))}",
+                why=f"it has {', '.join(map(str, value)) or 'nothing'}",
                 fix="name the number to train on with --reward-key",
             )
-        return float(picked)
+        return picked
+
+
+def _float(value: object) -> float | None:
+    """A number as a float, those of NumPy and the like included; None for anything else."""
+    if isinstance(value, str | bytes) or not hasattr(type(value), "__float__"):
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        return None

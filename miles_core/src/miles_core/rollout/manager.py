@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from miles_core.config import DataOptions, RewardOptions, RolloutOptions
@@ -14,13 +15,13 @@ from miles_core.data.tokens import PromptTokenizer
 from miles_core.options import Config
 from miles_core.plugins import PluginRef, create
 from miles_core.protocols import Advantage
-from miles_core.rollout.collector import Collector
+from miles_core.rollout.collector import Collector, generate_graded
 from miles_core.rollout.conversion import to_rows
 from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
 from miles_core.rollout.grading import Grader, Tally
 from miles_core.rollout.metrics import evaluation_metrics, rollout_metrics
 from miles_core.rollout.record import SAMPLES_PER_FILE, describe, write_samples
-from miles_core.rollout.sampling import SamplingPlan, generate
+from miles_core.rollout.sampling import SamplingPlan
 from miles_core.runtime.plan import RunPlan
 from miles_core.samples import Sample, SamplingParams
 from miles_core.serving.client import EngineClient
@@ -106,7 +107,8 @@ class RolloutManager:
             assert self._grader is not None
             assert isinstance(self._source, PromptSource)
             filters = [create(ref, self._config) for ref in plugins.filters]
-            self._collector = Collector(self._client, self._source, self._grader, filters, self._plan.batch.n_samples)
+            limit = self._config.get(RewardOptions).reward_failure_limit
+            self._collector = Collector(self._client, self._source, self._grader, filters, self._plan.batch.n_samples, limit)
         return info
 
     async def generate(self, rollout_id: int) -> RolloutResult:
@@ -132,8 +134,6 @@ class RolloutManager:
         )
         collected = await self._collector.collect(count, plan, self._advance)
         seconds = time.perf_counter() - started
-        limit = self._config.get(RewardOptions).reward_failure_limit
-        collected.tally.check(limit, self._collector.grader.name)
         samples = [sample for group in collected.groups for sample in group]
         versions = [version for sample in samples for version, _ in sample.weight_versions]
         self._version = max([self._version, *versions])
@@ -147,8 +147,8 @@ class RolloutManager:
         assert self._grader is not None
         options, rewards = self._config.get(RolloutOptions), self._config.get(RewardOptions)
         metrics: dict[str, float] = {}
-        self._progress = {"done": 0, "total": sum(len(p) * e.n_samples_per_eval_prompt for e, p in self._sets)}
-        assert self._plan.plugins.reward is not None
+        finished, total = 0, sum(len(p) * e.n_samples_per_eval_prompt for e, p in self._sets)
+        self._advance(0, total)
         key = rewards.eval_reward_key or rewards.reward_key
         grader = self._grader.with_key(key)
         for number, (each, prompts) in enumerate(self._sets):
@@ -157,9 +157,8 @@ class RolloutManager:
             label = f"eval-{rollout_id}-{number}"
             plan = SamplingPlan(params, options.rollout_max_context_len, options.rollout_seed + 1 + number, label)
             tally = Tally()
-            async for group in generate(self._client, groups, plan):
-                await grader.grade(group, tally)
-                self._progress["done"] += len(group)
+            await generate_graded(self._client, groups, plan, grader, tally, partial(self._evaluated, finished, total))
+            finished += len(prompts) * each.n_samples_per_eval_prompt
             tally.check(rewards.reward_failure_limit, grader.name)
             samples = [sample for group in groups for sample in group]
             metrics |= evaluation_metrics(each.name, samples)
@@ -191,6 +190,9 @@ class RolloutManager:
 
     def _advance(self, done: int, total: int) -> None:
         self._progress = {"done": done, "total": total}
+
+    def _evaluated(self, before: int, total: int, done: int) -> None:
+        self._advance(before + done, total)
 
     def _max_prompt(self) -> int | None:
         options = self._config.get(RolloutOptions)

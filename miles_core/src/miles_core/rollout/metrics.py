@@ -6,7 +6,7 @@ import math
 import statistics
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from miles_core.rollout.collector import Collected
 from miles_core.samples import Sample, Status
@@ -38,7 +38,8 @@ def rollout_metrics(collected: Collected, seconds: float, devices: int, version:
         if len(values) > 1:
             informative += 1
         elif len(values) == 1:
-            equal[round(next(iter(values)), 1)] += 1
+            # Adding 0.0 turns -0.0, which rounding makes of small negative rewards, into 0.0.
+            equal[round(next(iter(values)), 1) + 0.0] += 1
     metrics["rollout/informative_groups"] = informative
     metrics |= {f"rollout/zero_std/count_{value:g}": count for value, count in equal.items()}
     metrics |= {f"rollout/dynamic_filter/drop_{reason}": count for reason, count in collected.dropped.items()}
@@ -82,6 +83,6 @@ def _repeats(text: str) -> bool:
     return len(end) / len(zlib.compress(end, 9)) > REPETITION_RATIO
 
 
-def _share(values: object) -> float:
-    found = list(values)  # type: ignore[call-overload]
+def _share(values: Iterable[bool]) -> float:
+    found = list(values)
     return sum(found) / len(found) if found else 0.0

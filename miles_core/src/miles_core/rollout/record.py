@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def describe(sample: Sample, prompt: str) -> dict[str, Any]:
 
 
 def write_samples(folder: Path, name: str, samples: Sequence[dict[str, Any]]) -> None:
-    """Write ``<folder>/<name>.jsonl``."""
+    """Write ``<folder>/<name>.jsonl``; a name that is no file name is made one."""
     folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.+=@-]", "_", name)
     lines = [json.dumps(sample, ensure_ascii=False, default=str) for sample in samples]
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from miles_core.samples import FinishReason, GenerateRequest, GenerateResult, Sample, SamplingParams, Status
@@ -44,10 +45,13 @@ def sample_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=6).digest(), "big")
 
 
-async def generate(client: EngineClient, groups: Sequence[Sequence[Sample]], plan: SamplingPlan) -> AsyncIterator[Sequence[Sample]]:
+async def generate(
+    client: EngineClient, groups: Sequence[Sequence[Sample]], plan: SamplingPlan
+) -> AsyncGenerator[Sequence[Sample], None]:
     """Complete every sample of every group in place; yields each group when its last sample ended.
 
-    All requests go out as one ordered batch: with a deterministic engine the same call gives the same tokens.
+    All requests go out as one ordered batch: with a deterministic engine the same call gives the same tokens. Closing the
+    generator early aborts what still runs.
     """
     waiting = [len(group) for group in groups]
     place: dict[str, tuple[int, Sample]] = {}
@@ -66,12 +70,13 @@ async def generate(client: EngineClient, groups: Sequence[Sequence[Sample]], pla
             yield groups[number]
     if not requests:
         return
-    async for result in client.generate(requests):
-        number, sample = place.pop(result.rid)
-        complete(sample, result)
-        waiting[number] -= 1
-        if waiting[number] == 0:
-            yield groups[number]
+    async with aclosing(client.generate(requests)) as results:
+        async for result in results:
+            number, sample = place.pop(result.rid)
+            complete(sample, result)
+            waiting[number] -= 1
+            if waiting[number] == 0:
+                yield groups[number]
 
 
 def complete(sample: Sample, result: GenerateResult) -> None:
