@@ -105,6 +105,12 @@ class Served:
         return asyncio.run(main())
 
 
+@pytest.fixture(scope="session")
+def served_type() -> type[Served]:
+    """:class:`Served`, for tests that start engines in their own way."""
+    return Served
+
+
 @pytest.fixture
 def serve(checkpoint: Callable[..., Path]) -> Iterator[Callable[..., Served]]:
     """Start engines; they are stopped at the end of the test."""

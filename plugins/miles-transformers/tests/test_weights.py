@@ -7,11 +7,13 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from miles_core.errors import MilesError
 from miles_core.protocols.engine import TensorEntry, WeightBucket
 from miles_core.samples import FinishReason
 from miles_core.weights import WeightPublisher, digest, open_transport
+from miles_transformers.weights import WeightStore
 
 
 class LocalHandle:
@@ -180,3 +182,24 @@ def test_a_request_during_a_release_waits(serve, requests_of):
     served.engine.resume()
     thread.join(30)
     assert found["r0-0"].output_ids
+
+
+def test_restored_weights_can_be_written_from_another_thread(checkpoint):
+    """Release and restore happen in the decoding thread's inference mode, a transaction in another thread without it."""
+    module = AutoModelForCausalLM.from_pretrained(checkpoint("qwen3"), dtype=torch.float32)
+    # The store frees memory of accelerators only; what it does is the same for any tensor.
+    store = WeightStore(module, torch.device("cuda"))
+    shapes = {name: p.shape for name, p in module.named_parameters()}
+    with torch.inference_mode():
+        store.release()
+        assert sum(p.numel() for p in module.parameters()) == 0
+        with pytest.raises(MilesError, match=r"M457 .*memory is released"):
+            store.begin(1)
+        store.restore()
+    assert {name: p.shape for name, p in module.named_parameters()} == shapes
+    assert not store.defined
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.ones(parameter.shape))
+    assert module.lm_head.weight is module.model.embed_tokens.weight
+    assert store.digests()["lm_head.weight"] == digest(torch.ones(64, 32))

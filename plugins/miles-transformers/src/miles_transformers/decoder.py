@@ -52,6 +52,8 @@ class Decoder:
         """Drop the KV cache; no job may hold a slot."""
         assert not self.table.jobs
         self.runner.clear()
+        if self.cache is not None:
+            self.cache.drop()
         self.cache = None
 
     def reset(self) -> list[Job]:

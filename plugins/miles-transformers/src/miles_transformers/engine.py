@@ -65,7 +65,7 @@ class TransformersEngine:
         self.model = load_model(launch.model, device, options.dtype, options.attn_implementation)
         self._weights = WeightStore(self.model.module, device)
         tokens = cache_tokens(self.model, options.kv_cache_tokens, options.kv_cache_share, options.max_batch)
-        decoder = Decoder(self.model, options.max_batch, tokens, options.prefill_tokens)
+        decoder = Decoder(self.model, options.max_batch, tokens, options.prefill_tokens, options.cuda_graphs)
         self.scheduler = Scheduler(decoder, self._missing, options.threads)
         self.seed = launch.seed
         server = ServerThread(engine_app(Service(self)), launch.host, launch.port)
@@ -171,6 +171,7 @@ class TransformersEngine:
             if "kv_cache" in chosen:
                 self.scheduler.decoder.free()
             if "weights" in chosen:
+                self.scheduler.decoder.runner.clear()
                 store.release()
             self._empty_cache()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from miles_core.errors import RunError, UsageError
+from miles_transformers.attention import install
 from miles_transformers.slots import LayerShape, SlotCache
 
 OWNER = "miles-transformers"
@@ -129,6 +130,8 @@ def load_model(path: Path, device: torch.device, dtype: str, attention: str) -> 
         raise refuse(f"cannot load {path}", f"the weights do not fit the config: {', '.join(lacking[:3])}", "check the checkpoint")
     module.eval().requires_grad_(False)
     module.to(device)
+    if not eager:
+        install(module)
     return LoadedModel(
         path=path,
         module=module,

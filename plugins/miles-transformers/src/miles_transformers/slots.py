@@ -161,6 +161,12 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.keys[targets, :, :length] = layer.keys[sources, :, :length]
             layer.values[targets, :, :length] = layer.values[sources, :, :length]
 
+    def drop(self) -> None:
+        """Give the memory back. Layers and cache refer to each other, so that they would hold it until a garbage collection."""
+        for layer in self.layers:
+            layer.key_pool = layer.value_pool = layer.keys = layer.values = layer.cache = None
+        self.place = {}
+
     def clear(self) -> None:
         """Zero everything, also what a failed forward pass left."""
         for layer in self.layers:

@@ -112,9 +112,10 @@ class WeightStore:
         """Free the parameters' memory on an accelerator; their content is lost. Buffers stay."""
         if not self.resident or self._device.type == "cpu":
             return
-        for parameter in self._module.parameters():
-            self._shapes[parameter] = parameter.shape
-            parameter.data = parameter.data.new_empty(0)
+        with torch.inference_mode(False):
+            for parameter in self._module.parameters():
+                self._shapes[parameter] = parameter.shape
+                parameter.data = parameter.data.new_empty(0)
         self._views = {}
         self.resident = self.defined = False
 
@@ -122,8 +123,10 @@ class WeightStore:
         """Take memory for the parameters again; their content is undefined until a transaction is committed."""
         if self.resident:
             return
-        for parameter in self._module.parameters():
-            parameter.data = parameter.data.new_empty(self._shapes[parameter])
+        # A tensor made in inference mode could not be written by a transaction, which comes from another thread.
+        with torch.inference_mode(False):
+            for parameter in self._module.parameters():
+                parameter.data = parameter.data.new_empty(self._shapes[parameter])
         self._views = checkpoint_views(self._module)
         self.resident = True
 
