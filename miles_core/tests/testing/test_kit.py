@@ -139,3 +139,10 @@ def test_a_toy_checkpoint_exports_as_it_was(checkpoint, tmp_path):
 
 def test_public_names_are_sorted():
     assert miles_core.testing.__all__ == sorted(miles_core.testing.__all__)
+
+
+def test_toy_checkpoints_are_a_function_of_their_seed(checkpoint, tmp_path):
+    torch.manual_seed(7)
+    again, other = write_toy_checkpoint(tmp_path / "same"), write_toy_checkpoint(tmp_path / "other", seed=1)
+    read = [(folder / "model.safetensors").read_bytes() for folder in (checkpoint, again, other)]
+    assert read[0] == read[1] != read[2]

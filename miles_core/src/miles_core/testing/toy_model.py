@@ -44,8 +44,7 @@ class ToyModel(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         model = cls(config)
         for parameter in model.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.4, generator=generator)
+            nn.init.normal_(parameter, std=0.4, generator=generator)
         return model
 
     def hidden(self, tokens: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:

@@ -5,7 +5,7 @@ With z = logits / temperature and p = softmax(z)::
     log_prob = z[target] - logsumexp(z)          d log_prob / d z = onehot(target) - p
     entropy  = logsumexp(z) - sum(p z)           d entropy / d z  = -p (log p + entropy)
 
-The backward pass computes p anew from the logits and from two numbers per row, so what is kept besides the logits is ``[N]``.
+The backward pass computes p anew from the logits, so what is kept besides them is ``[N]``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def token_outputs(logits: torch.Tensor, targets: torch.Tensor, request: OutputRe
         ``[N]`` each, in float32 (float64 for float64 logits). A logit of ``-inf`` is a probability of exactly 0.
     """
     if request.values:
-        return ModelOutputs(values=_wide(logits).reshape(targets.shape))
+        return ModelOutputs(values=logits.to(_wide_dtype(logits)).reshape(targets.shape))
     log_probs, entropy = _Outputs.apply(  # type: ignore[no-untyped-call]
         logits, targets, request.temperature, request.chunk_size, request.entropy, entropy_grad
     )
@@ -82,45 +82,42 @@ class _Outputs(torch.autograd.Function):
     def forward(
         ctx: Any, logits: torch.Tensor, targets: torch.Tensor, temperature: float, chunk: int, entropy: bool, entropy_grad: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = targets.shape[0]
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        # Apart, peak and log of the sum keep the precision that their sum, the logsumexp, loses.
-        peak, log_sum = (logits.new_empty(rows, dtype=wide) for _ in range(2))
+        rows, wide = targets.shape[0], _wide_dtype(logits)
+        log_probs = logits.new_empty(rows, dtype=wide)
         entropies = logits.new_empty(rows if entropy else 0, dtype=wide)
         for part in _chunks(rows, chunk):
-            z = _scaled(logits[part], temperature)
-            peak[part] = z.amax(-1)
-            z = z - peak[part, None]
-            p = torch.exp(z) if entropy else z.exp_()
-            total = p.sum(-1)
-            log_sum[part] = total.log()
+            log_p = torch.log_softmax(_scaled(logits[part], temperature), -1, dtype=wide)
+            log_probs[part] = log_p.gather(1, targets[part, None])[:, 0]
             if entropy:
-                # 0 * -inf would be NaN, 0 * the least finite number is 0.
-                entropies[part] = log_sum[part] - p.mul_(z.clamp_(min=torch.finfo(wide).min)).sum(-1) / total
-        chosen = _scaled(logits.gather(1, targets[:, None])[:, 0], temperature)
-        ctx.save_for_backward(logits, targets, peak, log_sum, entropies)
+                # entr(p) is -p log p, and 0 for a p of 0.
+                entropies[part] = torch.special.entr(log_p.exp_(), out=log_p).sum(-1)
+        ctx.save_for_backward(logits, targets, entropies)
         ctx.temperature, ctx.chunk = temperature, chunk
         if not entropy_grad:
             ctx.mark_non_differentiable(entropies)
         ctx.entropy_grad = entropy and entropy_grad
-        return chosen - peak - log_sum, entropies
+        return log_probs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, log_prob_grad: torch.Tensor, entropy_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, targets, peak, log_sum, entropies = ctx.saved_tensors
+        logits, targets, entropies = ctx.saved_tensors
+        wide = _wide_dtype(logits)
         grad = torch.empty_like(logits)
         for part in _chunks(targets.shape[0], ctx.chunk):
-            log_p = (_scaled(logits[part], ctx.temperature) - peak[part, None]).sub_(log_sum[part, None])
-            weight = -log_prob_grad[part, None]
-            p = torch.exp(log_p) if ctx.entropy_grad else log_p.exp_()
+            z, target = _scaled(logits[part], ctx.temperature), targets[part, None]
+            weight = -log_prob_grad[part, None] / ctx.temperature
             if ctx.entropy_grad:
-                log_p = log_p.clamp_(min=torch.finfo(log_p.dtype).min).add_(entropies[part, None]).mul_(entropy_grad[part, None])
-                p.mul_(weight - log_p)
+                log_p = torch.log_softmax(z, -1, dtype=wide)
+                p = log_p.exp()
+                # 0 * -inf would be NaN, 0 * the least finite number is 0.
+                log_p.clamp_(min=torch.finfo(wide).min).add_(entropies[part, None])
+                log_p.mul_(-entropy_grad[part, None] / ctx.temperature).add_(weight)
+                grad[part] = p.mul_(log_p).scatter_add_(1, target, -weight)
             else:
-                p.mul_(weight)
-            p.scatter_add_(1, targets[part, None], -weight)
-            grad[part] = p if ctx.temperature == 1 else p.div_(ctx.temperature)
+                p = torch.softmax(z, -1, dtype=wide)
+                torch.mul(p, weight, out=grad[part])
+                grad[part].scatter_(1, target, ((p.gather(1, target) - 1) * weight).to(grad.dtype))
         return grad, None, None, None, None, None
 
 
@@ -130,11 +127,13 @@ def _chunks(rows: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _wide_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """In float32 or float64; may be ``logits`` themselves."""
-    z = _wide(logits)
-    return z if temperature == 1 else z / temperature
+    """The logits themselves, or divided in float32 or float64."""
+    if temperature == 1:
+        return logits
+    # A tensor with a dimension, unlike a number, makes the quotient of half-precision logits float32 without a copy before.
+    return logits / torch.full((1,), temperature, dtype=_wide_dtype(logits), device=logits.device)

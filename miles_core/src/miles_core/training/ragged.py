@@ -14,8 +14,8 @@ import torch
 def segment_ids(lengths: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
     """The sample that each token belongs to, int64, ``[N]``."""
     # Made on the host: on an accelerator the number of tokens would have to be read back.
-    counts = torch.tensor(list(lengths), dtype=torch.int64)
-    ids = torch.repeat_interleave(torch.arange(len(lengths)), counts)
+    counts = torch.tensor(list(lengths), dtype=torch.int64, device="cpu")
+    ids = torch.repeat_interleave(torch.arange(len(lengths), device="cpu"), counts)
     return ids if device is None else ids.to(device, non_blocking=True)
 
 

@@ -188,7 +188,7 @@ class Trainer:
         with run.clock("advantages"):
             outputs = advantage(
                 AdvantageInputs(
-                    rewards=torch.tensor([row.reward for row in table.rows], dtype=torch.float32),
+                    rewards=torch.tensor([row.reward for row in table.rows], dtype=torch.float32, device="cpu"),
                     mask=mask,
                     lengths=tuple(table.response_lengths[:-1].tolist()),
                     **given,
