@@ -95,3 +95,16 @@ def test_an_aborted_response_keeps_its_tokens() -> None:
     sample = Sample(0, 0, prompt_ids=[5])
     complete(sample, GenerateResult("r", (6, 7), (-0.1, -0.2), FinishReason.ABORT, 4, "ab"))
     assert (sample.status, sample.tokens, sample.weight_versions) == (Status.ABORTED, [5, 6, 7], [(4, 2)])
+
+
+def test_what_an_engine_makes_later_is_appended() -> None:
+    sample = Sample(0, 0, prompt_ids=[5])
+    complete(sample, GenerateResult("r", (6, 7), (-0.1, -0.2), FinishReason.ABORT, 4, "ab"))
+    complete(sample, GenerateResult("r", (8,), (-0.3,), FinishReason.STOP, 5, "c"))
+    assert (sample.response_ids, sample.response, sample.rollout_log_probs) == ([6, 7, 8], "abc", [-0.1, -0.2, -0.3])
+    assert (sample.weight_versions, sample.status) == ([(4, 2), (5, 1)], Status.COMPLETED)
+
+
+def test_log_probs_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="log_probs"):
+        complete(Sample(0, 0, prompt_ids=[5]), GenerateResult("r", (6, 7), (-0.1,), FinishReason.STOP, 4, "ab"))

@@ -59,7 +59,7 @@ class PromptTokenizer:
         self._ends = self.end_id is not None and whole[-1:] == [self.end_id] and len(whole) > len(bare) and bare[-1:] != whole[-1:]
         # Text that holds a control token that the template writes literally has been through a template already. One that
         # many templates take from the tokenizer, such as <s>, may be text; it tells only at the front.
-        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        added = (str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values() if token.special)
         special = dict.fromkeys([*self.tokenizer.all_special_tokens, *added])
         self._control = tuple(t for t in special if template and t in str(template))
         self._front = self._bos if self._bos and "bos_token" in str(template or "") else None

@@ -37,10 +37,16 @@ def _row(sample: Sample, reward: float) -> TrainRow:
         group=sample.group_index,
         tokens=np.asarray(sample.tokens, np.int32),
         response_length=1 if empty else sample.response_length,
-        mask=np.zeros(1, np.float32) if empty else np.asarray(sample.train_mask(), np.float32),
+        mask=np.zeros(1, np.float32) if empty else _mask(sample),
         reward=reward,
         raw_reward=float("nan") if sample.reward is None else sample.reward,
         rollout_log_probs=log_probs,
         truncated=sample.status is Status.TRUNCATED,
         version=min((version for version, _ in sample.weight_versions), default=-1),
     )
+
+
+def _mask(sample: Sample) -> np.ndarray:
+    if sample.loss_mask is None and not (sample.removed or sample.failed):
+        return np.ones(sample.response_length, np.float32)
+    return np.asarray(sample.train_mask(), np.float32)

@@ -80,10 +80,16 @@ async def generate(
 
 
 def complete(sample: Sample, result: GenerateResult) -> None:
-    """Append what the engine made."""
-    sample.response_ids = [*sample.response_ids, *result.output_ids]
-    sample.rollout_log_probs = [*(sample.rollout_log_probs or []), *result.log_probs]
+    """Append what the engine made.
+
+    Raises:
+        ValueError: the engine's ids and log-probs differ in number.
+    """
+    sample.response_ids.extend(result.output_ids)
+    if sample.rollout_log_probs is None:
+        sample.rollout_log_probs = []
+    sample.rollout_log_probs.extend(result.log_probs)
     sample.response += result.text
-    sample.weight_versions = [*sample.weight_versions, (result.weight_version, len(result.output_ids))]
+    sample.weight_versions.append((result.weight_version, len(result.output_ids)))
     sample.status = _STATUS[result.finish_reason]
     sample.check()
