@@ -44,7 +44,7 @@ class Task:
             "backend": "fsdp",
             "engine": "transformers",
             "algo": "grpo",
-            "rm_type": "exact",
+            "custom_rm_path": f"{ROOT / 'tests' / 'graded_reward.py'}:digits",
             "hf_checkpoint": self.model,
             "prompt_data": self.train,
             "input_key": "question",

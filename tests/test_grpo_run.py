@@ -83,7 +83,7 @@ def test_a_filter_a_kl_loss_and_options_by_file_and_environment(task, cluster, m
 
 def test_gsm8k_with_a_chat_template_and_the_math_reward(task, cluster, miles, metrics, tmp_path: Path, gsm8k: Path) -> None:
     run_dir = tmp_path / "run"
-    arguments = task.arguments(prompt_data=f"{gsm8k}@[0:200]", rm_type="math", rollout_max_response_len=16)
+    arguments = task.arguments(prompt_data=f"{gsm8k}@[0:200]", custom_rm_path=None, rm_type="math", rollout_max_response_len=16)
     # A random model never boxes the right answer: every group is uninformative, which is counted and shown, not trained on.
     done = miles("run", *arguments, "--num-rollout", 2, "--run-dir", run_dir, "--ray-address", cluster)
     found = metrics(run_dir)
@@ -97,7 +97,7 @@ def test_gsm8k_with_a_chat_template_and_the_math_reward(task, cluster, miles, me
 def test_rollouts_without_an_informative_group_end_the_run(task, cluster, miles, tmp_path: Path) -> None:
     reward = tmp_path / "constant_reward.py"
     reward.write_text("async def score(sample):\n    return 1.0\n", encoding="utf-8")
-    arguments = task.arguments(rm_type=None, custom_rm_path="constant_reward.score")
+    arguments = task.arguments(custom_rm_path="constant_reward.score")
     done = miles(
         *("run", *arguments, "--num-rollout", 9, "--max-skipped-rollouts", 2),
         *("--run-dir", tmp_path / "run", "--ray-address", cluster),

@@ -35,13 +35,8 @@ def weights(folder: Path) -> str:
 
 @pytest.mark.parametrize("trainers", [1, 2])
 def test_resuming_is_bit_for_bit(trainers: int, task, cluster, miles, tmp_path: Path) -> None:
-    sft = tmp_path / "sft"
-    # A model that gets some answers right, so that rewards differ within groups.
-    tuning = task.arguments(loss_type="sft_loss", num_rollout=60, rollout_batch_size=64, lr="3e-3", prompt_data=task.sft)
-    miles("run", *tuning, "--save-hf", sft, "--run-dir", tmp_path / "sft-run", "--ray-address", cluster)
     common = task.arguments(
         trainers,
-        hf_checkpoint=sft,
         num_steps_per_rollout=2,
         rollout_shuffle=True,
         lr_decay_style="cosine",

@@ -74,7 +74,7 @@ def test_killing_a_process_ends_the_run(victim: str, task, tmp_path: Path) -> No
 
 def test_an_exception_in_a_process_is_shown_with_its_traceback(task, cluster, miles, tmp_path: Path) -> None:
     (tmp_path / "broken_reward.py").write_text("async def score(sample):\n    return {'no': 'number'}\n", encoding="utf-8")
-    arguments = task.arguments(rm_type=None, custom_rm_path="broken_reward.score", num_rollout=1, ray_address=cluster)
+    arguments = task.arguments(custom_rm_path="broken_reward.score", num_rollout=1, ray_address=cluster)
     done = miles("run", *arguments, "--run-dir", tmp_path / "run", code=1, PYTHONPATH=str(tmp_path))
     lines = [line for line in done.stderr.splitlines() if line.startswith("M4")]
     assert len(lines) == 1, done.stderr

@@ -30,12 +30,16 @@ class ProcessIdentity:
         rank: its number among its kind.
         run_dir: the run folder; the process logs to ``logs/<role>-<rank>.log`` in it.
         environment: variables to set before anything heavy is imported.
+        search_path: folders of the driver's ``PYTHONPATH``.
     """
 
     role: str
     rank: int
     run_dir: Path
     environment: dict[str, str] = field(default_factory=dict)
+    search_path: tuple[str, ...] = field(
+        default_factory=lambda: tuple(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    )
 
     @property
     def name(self) -> str:
@@ -55,6 +59,8 @@ class ProcessIdentity:
     def assume(self) -> None:
         """Make the calling process this one: environment, log file, crash tracebacks."""
         os.environ.update(self.environment)
+        # A process of a cluster that was there before the run has that cluster's search path, not the driver's.
+        sys.path[:0] = [path for path in self.search_path if path not in sys.path]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as stream:
             for target in (sys.stdout, sys.stderr):

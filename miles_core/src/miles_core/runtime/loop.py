@@ -170,6 +170,7 @@ class Loop:
             "perf/rollout_phase_time": timers.get("rollout", 0.0),
             "perf/train_time": timers.get("train", 0.0),
             "perf/update_weights_time": timers.get("publish", 0.0),
+            "perf/publish_transfer_time": timers.get("publish_transfer", 0.0),
             "perf/save_model_time": timers.get("save", 0.0),
             "perf/overhead_ratio": max(0.0, step_seconds - work - timers.get("save", 0.0)) / step_seconds,
         }

@@ -49,10 +49,12 @@ class Decoder:
             self.cache = SlotCache(self.model.layers, self.tokens, self.model.dtype, self.model.device)
 
     def free(self) -> None:
-        """Drop the KV cache; no job may hold a slot."""
+        """Drop the KV cache; no job may hold a slot. In host memory, where nobody waits for its room, it is only put away."""
         assert not self.table.jobs
         self.runner.clear()
-        if self.cache is not None:
+        if self.cache is not None and self.model.device.type == "cpu":
+            self._kept = self.cache
+        elif self.cache is not None:
             self.cache.drop()
         self.cache = None
 
