@@ -174,6 +174,9 @@ def _replace_parameters(
         whole = DTensor.from_local(
             local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
         )
+        if whole.to_local().device.type != device.type:
+            # A distributed tensor is made on its mesh's device; one that lives in host memory is moved there afterwards.
+            whole = whole.to(device)
         filled = nn.Parameter(whole, requires_grad=param.requires_grad)
         for module, attribute in owners[id(param)]:
             setattr(module, attribute, filled)
