@@ -7,6 +7,8 @@ from miles_core.errors.catalogue.engines import ENGINES
 from miles_core.errors.catalogue.explanation import Explanation
 from miles_core.errors.catalogue.options import OPTIONS
 from miles_core.errors.catalogue.plugins import PLUGINS
+from miles_core.errors.catalogue.prompts import PROMPTS
+from miles_core.errors.catalogue.rollouts import ROLLOUTS
 from miles_core.errors.catalogue.run import RUN
 from miles_core.errors.catalogue.state import STATE
 from miles_core.errors.catalogue.training import TRAINING
@@ -15,6 +17,8 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     "Plugins": PLUGINS,
     "Options": OPTIONS,
     "Data and checkpoints": DATA,
+    "Prompts": PROMPTS,
+    "Rollouts": ROLLOUTS,
     "Training": TRAINING,
     "Engines": ENGINES,
     "Run states and weights": STATE,

@@ -60,6 +60,12 @@ STATE: dict[str, Explanation] = {
             "config.json differ. Do: give the --hf-checkpoint that the run was started with, or another --load"
         ),
     ),
+    "M467": Explanation(
+        title="Metrics that cannot be written",
+        meaning="The run folder's metrics.jsonl cannot be opened or written.",
+        remedy="Check the folder's permissions and the free space.",
+        example="M467 miles-core: metrics.jsonl cannot be written: No space left on device. Do: make room in the run folder",
+    ),
     "M470": Explanation(
         title="Publishing weights failed",
         meaning=("An engine failed while it took new weights. It stays closed until weights are published to it again."),
