@@ -16,8 +16,7 @@ from miles_core.errors.catalogue.training import TRAINING
 SECTIONS: dict[str, dict[str, Explanation]] = {
     "Plugins": PLUGINS,
     "Options": OPTIONS,
-    "Data and checkpoints": DATA,
-    "Prompts": PROMPTS,
+    "Data and checkpoints": dict(sorted({**DATA, **PROMPTS}.items())),
     "Rollouts": ROLLOUTS,
     "Training": TRAINING,
     "Engines": ENGINES,
