@@ -66,6 +66,9 @@ class Receiver:
             raise RunError("M499", f"parameters {sorted(set(self.shapes) ^ set(found))} do not fit")
         self.served, self.version, self.open_version = self._incoming, version, None
 
+    def weight_dtypes(self) -> dict[str, str]:
+        return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self.served.items()}
+
     def weight_digests(self) -> dict[str, str]:
         return {name: digest(tensor) for name, tensor in self.served.items()}
 

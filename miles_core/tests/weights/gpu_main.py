@@ -33,6 +33,9 @@ class Engine:
             for name, tensor in tensors:
                 self.parameters[name].copy_(tensor)
 
+    def weight_dtypes(self) -> dict[str, str]:
+        return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self.parameters.items()}
+
     def weight_digests(self) -> dict[str, str]:
         return {name: digest(tensor) for name, tensor in self.parameters.items()}
 

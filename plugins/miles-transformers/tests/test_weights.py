@@ -92,12 +92,17 @@ def test_tied_weights_may_come_under_either_name_or_both(serve, checkpoint, publ
     assert served.engine.weight_digests()["model.embed_tokens.weight"] == digest(weights["model.embed_tokens.weight"])
 
 
-def test_weights_in_another_precision_are_compared_as_sent(serve, checkpoint, publish):
+def test_weights_in_another_precision_are_compared_as_served(serve, checkpoint, publish):
     weights = load_file(checkpoint("qwen3", seed=5) / "model.safetensors")
-    publish(serve("qwen3").engine, 1, {name: tensor.bfloat16() for name, tensor in weights.items()})
+    halves = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    publish(serve("qwen3").engine, 1, halves)
     narrow = serve("qwen3", dtype="bf16").engine
-    publish(narrow, 1, {name: tensor.bfloat16() for name, tensor in weights.items()})
-    with pytest.raises(MilesError, match="M473"):
+    publish(narrow, 1, weights)
+    assert set(narrow.weight_dtypes().values()) == {"bfloat16"}
+    assert narrow.weight_digests()["model.norm.weight"] == digest(halves["model.norm.weight"])
+    digests = narrow.weight_digests
+    narrow.weight_digests = lambda: {**digests(), "model.norm.weight": digest(halves["model.norm.weight"] + 1)}
+    with pytest.raises(MilesError, match=r"M473 .*1 of .*model.norm.weight \(differs\)"):
         publish(narrow, 2, weights)
 
 

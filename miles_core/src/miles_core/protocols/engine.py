@@ -112,8 +112,15 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def weight_dtypes(self) -> dict[str, str]:
+        """The dtype that each HF-named parameter is served in, as torch spells it without prefix: ``bfloat16``."""
+        ...
+
     def weight_digests(self) -> dict[str, str]:
-        """SHA-256 per HF-named parameter of the served weights, as made by :func:`miles_core.weights.digest`."""
+        """SHA-256 per HF-named parameter as it is served, by :func:`miles_core.weights.digest`.
+
+        Weights that are sent in a wider dtype are rounded once, so the sender compares with what it sent rounded in the same way.
+        """
         ...
 
     def release_memory(self, tags: Sequence[str] = ("weights", "kv_cache")) -> None:

@@ -73,6 +73,8 @@ class TrainerProcess(Watched):
         if self.plan.resume_from is not None:
             self.backend.load(self.plan.resume_from / "trainer")
         self._publisher: Any = None
+        # Ranks that met over loopback share a node with the engines.
+        self._host = host if host == "127.0.0.1" else host_address()
         return {"data_size": self.backend.parallel.data_size}
 
     def _copy_sources(self) -> tuple[tuple[str, Path], ...]:
@@ -96,7 +98,7 @@ class TrainerProcess(Watched):
             drain(self.backend.export_weights())
             return None
         if self._publisher is None:
-            transport = open_transport(self._transport_name(), self.plan.run_dir, f"{self.identity.name}")
+            transport = open_transport(self._transport_name(), self.plan.run_dir, self.identity.name, host=self._host)
             self._publisher = WeightPublisher(
                 transport, bucket_bytes=options.update_weight_buffer_size, check_equal=options.check_weight_update_equal
             )

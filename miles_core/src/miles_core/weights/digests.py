@@ -19,3 +19,10 @@ def digest(tensor: torch.Tensor) -> str:
     state = hashlib.sha256(f"{dtype_name(tensor.dtype)}{tuple(tensor.shape)}".encode())
     state.update(as_bytes(tensor).cpu().numpy().data)
     return state.hexdigest()
+
+
+def as_dtype(tensor: torch.Tensor, name: str | None) -> torch.Tensor:
+    """The tensor in the dtype that torch spells ``torch.<name>``; unchanged for None."""
+    import torch
+
+    return tensor if name is None else tensor.to(getattr(torch, name))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from miles_core.errors import MilesError, RunError
 from miles_core.protocols.engine import WeightBucket
 from miles_core.weights.bucket import Bucket, Buffer, pack
-from miles_core.weights.digests import digest
+from miles_core.weights.digests import as_dtype, digest
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +110,7 @@ class _Transaction:
         self.check_equal = check_equal
         self.sent: deque[tuple[int, list[Any]]] = deque()
         self.digests: dict[str, str] = {}
+        self.dtypes: dict[str, str] = {}
         self.phases: dict[str, float] = {}
 
     def run(self, export: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int, resume: bool) -> PublishReport:
@@ -121,6 +122,8 @@ class _Transaction:
         with self._phase("begin"):
             self._all("begin_weights", self.version)
         nbytes = buckets = 0
+        if self.check_equal and self.engines:
+            self.dtypes = self._all("weight_dtypes")[0]
         with self._phase("send"):
             self.transport.begin(len(self.engines))
             try:
@@ -150,7 +153,7 @@ class _Transaction:
     def _seen(self, export: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in export:
             if self.check_equal:
-                self.digests[name] = digest(tensor)
+                self.digests[name] = digest(as_dtype(tensor, self.dtypes.get(name)))
             yield name, tensor
 
     def _buffer(self, index: int, nbytes: int) -> Buffer:

@@ -155,8 +155,12 @@ class TransformersEngine:
 
         self.scheduler.call(work)
 
+    def weight_dtypes(self) -> dict[str, str]:
+        """See the protocol."""
+        return self._store().dtypes()
+
     def weight_digests(self) -> dict[str, str]:
-        """See the protocol. A weight is compared in the dtype in which it was sent."""
+        """See the protocol."""
         store = self._store()
         if not store.defined:
             raise MilesError("M454", "the engine has no whole weights to compare", owner=OWNER, fix="commit a version first")

@@ -35,7 +35,6 @@ class WeightStore:
         self.defined = True
         """Whether the parameters hold a whole version: not while a transaction is open, nor after :meth:`release`."""
         self.resident = True
-        self._sent: dict[str, torch.dtype] = {}
         self._seen: set[str] = set()
         self._unknown: list[str] = []
         self._shapes: dict[Any, torch.Size] = {}
@@ -74,7 +73,6 @@ class WeightStore:
                     raise _misfit(name, f"its dtype is {tensor.dtype}, the engine's {target.dtype}")
                 target.copy_(tensor)
                 self._seen.add(name)
-                self._sent[name] = tensor.dtype
 
     def commit(self, version: int) -> None:
         """Close the transaction.
@@ -105,8 +103,12 @@ class WeightStore:
         self.open, self.defined = None, True
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 per name, in the dtype that the weight was sent in: what was rounded on the way in then differs."""
-        return {name: digest(view.to(self._sent.get(name, view.dtype))) for name, view in self._views.items()}
+        """SHA-256 per name."""
+        return {name: digest(view) for name, view in self._views.items()}
+
+    def dtypes(self) -> dict[str, str]:
+        """The dtype per name."""
+        return {name: str(view.dtype).removeprefix("torch.") for name, view in self._views.items()}
 
     def release(self) -> None:
         """Free the parameters' memory on an accelerator; their content is lost. Buffers stay."""
