@@ -72,6 +72,21 @@ def test_killing_a_process_ends_the_run(victim: str, task, tmp_path: Path) -> No
                 process.kill()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_takes_everything_down(number: signal.Signals, task, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "miles_core.cli.main", "run", *task.arguments(num_rollout=100000, run_dir=run_dir)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    wait_for(lambda: (run_dir / "metrics.jsonl").exists() or driver.poll() is not None, 180, "the first rollout")
+    everybody = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+    # Ctrl-C in a terminal reaches every process of the group; a service manager's SIGTERM the driver alone.
+    (os.killpg if number is signal.SIGINT else os.kill)(driver.pid, number)
+    out, _ = driver.communicate(timeout=END_SECONDS)
+    assert driver.returncode == 130, out[-2000:]
+    assert "Traceback" not in out
+    wait_for(lambda: not living(everybody), 10, f"processes to end: {living(everybody)}")
+
+
 def test_an_exception_in_a_process_is_shown_with_its_traceback(task, cluster, miles, tmp_path: Path) -> None:
     (tmp_path / "broken_reward.py").write_text("async def score(sample):\n    return {'no': 'number'}\n", encoding="utf-8")
     arguments = task.arguments(custom_rm_path="broken_reward.score", num_rollout=1, ray_address=cluster)

@@ -76,6 +76,8 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
         reaper.adopt_folder(run_folder(plan.run_dir))
         progress.phase("start")
         cluster = connect(plan.placement, config.get(ClusterOptions).ray_address, reaper)
+        # Connecting to Ray puts a handler in place that ends the driver on the spot.
+        signal.signal(signal.SIGTERM, _interrupt)
         crew = start_crew(config, plan, cluster)
         for line in crew.info.notices:
             progress.message(line)
@@ -129,13 +131,13 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """SIGTERM ends the run like Ctrl-C does: with everything taken down."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
         sys.stdout.flush()
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
