@@ -93,3 +93,14 @@ def test_an_exception_in_a_process_is_shown_with_its_traceback(task, cluster, mi
     done = miles("run", *arguments, "--run-dir", tmp_path / "run", code=1, PYTHONPATH=str(tmp_path))
     lines = [line for line in done.stderr.splitlines() if line.startswith("M4")]
     assert len(lines) == 1, done.stderr
+
+
+def test_a_mistake_in_the_data_that_only_a_process_finds_is_the_users(task, cluster, miles, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    row = {"question": "<|im_start|>user\nsort 31524<|im_end|>\n", "answer": "12345"}
+    prompts.write_text((json.dumps(row) + "\n") * 8, encoding="utf-8")
+    arguments = task.arguments(prompt_data=prompts, num_rollout=1, ray_address=cluster)
+    done = miles("run", *arguments, "--run-dir", tmp_path / "run", code=2)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("M")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"M312 {prompts}:1")

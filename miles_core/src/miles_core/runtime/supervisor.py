@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from miles_core.errors import MilesError, RunError
+from miles_core.errors import MilesError, RunError, UsageError
 from miles_core.runtime.cluster import Cluster
 from miles_core.runtime.identity import Failure, ProcessIdentity
 
@@ -123,7 +123,7 @@ class Supervisor:
         found = [f for m in self.members if (f := Failure.read(m.identity.failure_file)) is not None]
         return min(found, key=lambda f: f.time, default=None)
 
-    def _died(self, member: Member | None, error: BaseException | None = None) -> RunError:
+    def _died(self, member: Member | None, error: BaseException | None = None) -> MilesError:
         # A process that raised takes its peers down: what it recorded is the cause, the death a consequence.
         failure = self._first_failure()
         name = member.identity.name if member else "a process"
@@ -152,10 +152,12 @@ class Supervisor:
             return self._from_failure(failure, error)
         return RunError("M482", f"{type(error).__name__}: {error}", owner="miles-core", fix=f"see {self.run_dir / 'logs'}")
 
-    def _from_failure(self, failure: Failure, error: BaseException | None = None) -> RunError:
+    def _from_failure(self, failure: Failure, error: BaseException | None = None) -> MilesError:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, MilesError) and not failure.trace:
-            return RunError(cause.code, cause.what, owner=cause.owner, why=cause.why, fix=cause.fix, process=failure.process)
+            # The user's mistakes that only a process can find (a prompt that the template refuses) stay the user's mistakes.
+            kind = UsageError if isinstance(cause, UsageError) else RunError
+            return kind(cause.code, cause.what, owner=cause.owner, why=cause.why, fix=cause.fix, process=failure.process)
         return RunError(
             "M482",
             f"process {failure.process} (pid {failure.pid}) failed",
