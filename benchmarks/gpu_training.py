@@ -1,11 +1,11 @@
-"""Tokens per second and MFU of a training step on one accelerator, beside a plain loop over the same Hugging Face model.
+"""Tokens per second and MFU of a training step on one device, beside a plain loop over the same Hugging Face model.
 
     python benchmarks/gpu_training.py --size 0.6b --tokens 8192
 
 The plain loop is what one writes without a framework: bf16 weights, SDPA, one causal row, cross-entropy in chunks of 4,096 rows,
 fused AdamW on the bf16 weights. The trainer's step is the whole of GRPO's: fp32 master weights and optimizer, bf16 compute, policy
 loss, clipping, metrics. Both run in one process, one after the other. MFU counts matrix products and causal attention, forward and
-backward, against 989 TFLOP/s.
+backward, against 989 TFLOP/s. Without an accelerator both run in fp32, and MFU means nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        path = checkpoint.write(Path(folder) / "model", args.size, dtype=torch.bfloat16)
+        path = checkpoint.write(Path(folder) / "model", args.size, dtype=half(device))
         config = AutoConfig.from_pretrained(path)
         flops = step_flops(config, args.tokens)
         figures: dict[str, object] = {"size": args.size, "tokens": args.tokens, "TFLOP per step": round(flops / 1e12, 2)}
@@ -72,7 +72,13 @@ def main() -> None:
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    record.save(f"gpu_training_{args.size}_{args.tokens}", figures, __doc__ or "", args.out)
+    name = "gpu_training" if device.type == "cuda" else "cpu_training"
+    record.save(f"{name}_{args.size}_{args.tokens}", figures, __doc__ or "", args.out)
+
+
+def half(device: torch.device) -> torch.dtype:
+    """bf16 where it is fast."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def step_flops(config: object, tokens: int) -> float:
@@ -105,7 +111,7 @@ def timed(step: Callable[[], object], device: torch.device) -> tuple[float, int]
 
 def plain_loop(path: Path, tokens: int, device: torch.device) -> tuple[float, int]:
     """Cross-entropy on one row of random tokens."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="sdpa").to(device)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=half(device), attn_implementation="sdpa").to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type == "cuda")
     row = torch.randint(100, 250, (1, tokens), device=device)
 
