@@ -39,7 +39,7 @@ def test_two_training_ranks_and_two_engines(task, cluster, miles, metrics, tmp_p
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     before = AutoModelForCausalLM.from_pretrained(task.model)
-    moved = sum(float((a - b).abs().sum()) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+    moved = sum((a - b).abs().sum().item() for a, b in zip(model.parameters(), before.parameters(), strict=True))
     assert moved > 0
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template
 
@@ -85,13 +85,21 @@ def test_gsm8k_with_a_chat_template_and_the_math_reward(task, cluster, miles, me
     run_dir = tmp_path / "run"
     arguments = task.arguments(prompt_data=f"{gsm8k}@[0:200]", custom_rm_path=None, rm_type="math", rollout_max_response_len=16)
     # A random model never boxes the right answer: every group is uninformative, which is counted and shown, not trained on.
-    done = miles("run", *arguments, "--num-rollout", 2, "--run-dir", run_dir, "--ray-address", cluster)
+    state = tmp_path / "state"
+    done = miles("run", *arguments, "--num-rollout", 2, "--run-dir", run_dir, "--save", state, "--ray-address", cluster)
     found = metrics(run_dir)
     assert [value for _, value in found["rollout/raw_reward"]] == [0.0, 0.0]
     assert "no informative group" in done.stdout + done.stderr
     sample = json.loads(next((run_dir / "samples").glob("*.jsonl")).read_text(encoding="utf-8").splitlines()[0])
     assert sample["prompt"].startswith("<|im_start|>user\n")
     assert sample["prompt"].endswith("<|im_start|>assistant\n")
+
+    again = miles("run", *arguments, "--num-rollout", 3, "--run-dir", tmp_path / "more", "--load", state, "--ray-address", cluster)
+    assert "after rollout 1" in again.stdout
+    assert [step for step, _ in metrics(tmp_path / "more")["rollout/raw_reward"]] == [2]
+    before = {json.loads(line)["prompt"] for file in (run_dir / "samples").glob("*.jsonl") for line in file.open(encoding="utf-8")}
+    after = {json.loads(line)["prompt"] for line in next((tmp_path / "more" / "samples").glob("*.jsonl")).open(encoding="utf-8")}
+    assert not before & after, "the resumed run goes on with the prompts that follow"
 
 
 def test_rollouts_without_an_informative_group_end_the_run(task, cluster, miles, tmp_path: Path) -> None:
