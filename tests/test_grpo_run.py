@@ -45,11 +45,12 @@ def test_two_training_ranks_and_two_engines(task, cluster, miles, metrics, tmp_p
 
 
 def test_trainer_and_engine_on_devices_of_their_own(task, cluster, miles, metrics, tmp_path: Path) -> None:
-    miles(
+    done = miles(
         *("run", *task.arguments(trainers=1, engines=1, use_dynamic_batch_size=None, max_tokens_per_gpu=None)),
-        *("--qkv-format", "bshd", "--micro-batch-size", 8),
+        *("--qkv-format", "bshd", "--micro-batch-size", 8, "--eval-top-p", 0.9),
         *("--num-rollout", 2, "--run-dir", tmp_path / "run", "--ray-address", cluster),
     )
+    assert "--eval-top-p" in done.stdout + done.stderr, "an option that nobody read is reported"
     found = metrics(tmp_path / "run")
     assert len(found["rollout/raw_reward"]) == 2
     assert all(value < 1e-4 for _, value in found["train/train_rollout_logprob_abs_diff"])
