@@ -17,7 +17,7 @@ from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
 from miles_core.runtime.cluster import Cluster
 from miles_core.runtime.engine_process import EngineProcess
-from miles_core.runtime.identity import ProcessIdentity
+from miles_core.runtime.identity import ProcessIdentity, host_address
 from miles_core.runtime.plan import PlacementPlan, RunPlan
 from miles_core.runtime.rollout_process import RolloutProcess
 from miles_core.runtime.supervisor import Supervisor
@@ -123,7 +123,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
                 model=plan.checkpoint,
                 seed=seed + rank,
                 memory_saver=placement.offload_rollout,
-                host=_host(spans_nodes),
+                host=host_address() if spans_nodes else "127.0.0.1",
                 log_dir=run_dir / "logs",
             )
         )
@@ -160,13 +160,6 @@ def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
         env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // concurrent))
         env["CUDA_VISIBLE_DEVICES"] = ""
     return env
-
-
-def _host(spans_nodes: bool) -> str:
-    """Processes of one node talk over loopback, and nobody else can reach them."""
-    if not spans_nodes:
-        return "127.0.0.1"
-    return os.environ.get("MILES_HOST_IP") or str(ray.util.get_node_ip_address())
 
 
 def _slots(cluster: Cluster, placement: PlacementPlan) -> list[PlacementGroupSchedulingStrategy]:
