@@ -80,7 +80,7 @@ def test_miles_engine(example):
 
 
 def test_miles_advantage(example):
-    assert offered(example, "advantage").options().baseline == 0.0
+    assert offered(example, "advantage").options[0]().baseline == 0.0
 
 
 def test_miles_loss(example):
@@ -92,7 +92,7 @@ def test_miles_reward(example):
 
 
 def test_miles_filter(example):
-    assert offered(example, "filter").options is None
+    assert offered(example, "filter").options == ()
 
 
 def test_miles_middleware(example):

@@ -56,7 +56,7 @@ def test_object_as_entry_point(host):
 def test_capabilities_and_options_travel(host):
     loaded = host.load("backend", "acme")
     assert loaded.ref.capabilities == {"cpu"}
-    assert loaded.options.__name__ == "AcmeOptions"
+    assert [group.__name__ for group in loaded.options] == ["AcmeOptions"]
 
 
 def test_m101_suggests_and_says_how_to_install(host):

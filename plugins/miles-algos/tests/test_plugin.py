@@ -140,3 +140,12 @@ def test_grpo_refuses_groups_of_one() -> None:
     assert problems(data=DataOptions()) == ["M235"]
     assert problems(data=DataOptions(), reward=GroupRewardOptions(disable_rewards_normalization=True)) == []
     assert problems(data=DataOptions(), plugins=PluginOptions(loss_type="sft_loss")) == []
+
+
+def test_an_option_of_an_algorithm_that_is_not_selected_names_it() -> None:
+    from miles_core.options.resolve import resolve
+
+    errors = resolve(["--backend", "fsdp", "--algo", "sft", "--eps-clip", "0.1"], environment={}).errors
+    (line,) = [error.line() for error in errors if error.code == "M201"]
+    assert "there is no option --eps-clip: it is an option of loss policy_loss" in line
+    assert "which is not selected" in line

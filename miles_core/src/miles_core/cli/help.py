@@ -54,13 +54,14 @@ def _page(loaded: Sequence[LoadedPlugin], failures: Sequence[MilesError], last: 
     parts += [_section(title, options, width) for title, options in _by_group(core_options())]
     seen: set[type] = set()
     for plugin in sorted(loaded, key=lambda each: KINDS.index(each.ref.kind)):
-        if plugin.options is None or plugin.options in seen:
-            continue
-        seen.add(plugin.options)
-        sharing = [p for p in loaded if p.options is plugin.options]
-        names = ", ".join(dict.fromkeys(f"{p.ref.kind} {p.ref.name}" for p in sharing))
-        title = f"{_title(plugin.options)} ({names}, {plugin.entry.owner})"
-        parts.append(_section(title, options_of(plugin.options, plugin.ref.name), width))
+        for group in plugin.options:
+            if group in seen:
+                continue
+            seen.add(group)
+            sharing = [p for p in loaded if group in p.options]
+            names = ", ".join(dict.fromkeys(f"{p.ref.kind} {p.ref.name}" for p in sharing))
+            title = f"{_title(group)} ({names}, {plugin.entry.owner})"
+            parts.append(_section(title, options_of(group, plugin.ref.name), width))
     if failures:
         parts.append("Plugins that cannot be loaded\n" + "\n".join(f"  {error.line()}" for error in failures))
     if last:

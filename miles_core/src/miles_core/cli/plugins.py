@@ -131,8 +131,8 @@ def _description(loaded: LoadedPlugin) -> str:
     summary = getattr(record, "summary", "")
     lines = [f"{entry.name}: {summary}" if summary else entry.name]
     lines += [f"  {label:<13} {text}" for label, text in facts if text]
-    if loaded.options is not None:
-        options = options_of(loaded.options, loaded.ref.name)
+    options = [option for group in loaded.options for option in options_of(group, loaded.ref.name)]
+    if options:
         cells = [(" ".join((o.flag, *o.declared.aliases)), _type(o), _default(o), o.declared.help) for o in options]
         rows = table(("OPTION", "TYPE", "DEFAULT", "MEANING"), cells).splitlines()
         lines += ["", *(f"  {row}" for row in rows)]

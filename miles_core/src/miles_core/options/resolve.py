@@ -180,17 +180,31 @@ def _unknown(parsed: Iterable[Parsed], table: FlagTable, selection: Selection) -
             fix = f"did you mean {near}?" if near else "see miles run --help"
             why = ""
             if owner is not None:
-                why, fix = f"it may be an option of {owner}, which is not selected", f"select it, or leave {name} out"
+                why, fix = f"it {owner}, which is not selected", f"select it, or leave {name} out"
             code, what = ("M201", f"there is no option {name}") if on_command_line else ("M206", f"there is no option {name!r}")
             errors.append(UsageError(code, what, owner=place, why=why, fix=fix, name=name))
     return errors
 
 
 def _unselected(name: str, selection: Selection) -> str | None:
-    """The installed plugin that the front of a flag names (``--acme-size``) when the run does not use it. From the index alone."""
+    """What to say of an option that belongs to a plugin which the run does not use; None when nothing is known.
+
+    Looked up in the modules that are loaded anyway, then by the front of the flag (``--acme-size``) in the index alone.
+    """
     stem = name.lstrip("-").replace("_", "-")
+    holders = [
+        plugin
+        for plugin in selection.host.neighbours()
+        if any(stem == o.flag.lstrip("-") for group in plugin.options for o in options_of(group, plugin.ref.name))
+    ]
+    if holders:
+        kinds: dict[str, list[str]] = {}
+        for plugin in holders:
+            kinds.setdefault(plugin.ref.kind, []).append(plugin.ref.name)
+        named = " and ".join(f"{kind} {'/'.join(names)}" for kind, names in kinds.items())
+        return f"is an option of {named} ({holders[0].entry.owner})"
     taken = {(plugin.ref.kind, plugin.ref.name) for plugin in selection.loaded}
     for entry in selection.host.index.entries:
         if (entry.kind, entry.name) not in taken and stem.startswith(entry.name.replace("_", "-") + "-"):
-            return f"the {entry.kind} plugin {entry.name!r} ({entry.owner})"
+            return f"may be an option of the {entry.kind} plugin {entry.name!r} ({entry.owner})"
     return None

@@ -52,9 +52,10 @@ class Selection:
         found: list[Option] = []
         seen: set[type] = set()
         for plugin in self.loaded:
-            if plugin.options is not None and plugin.options not in seen:
-                seen.add(plugin.options)
-                found += options_of(plugin.options, plugin.ref.name)
+            for group in plugin.options:
+                if group not in seen:
+                    seen.add(group)
+                    found += options_of(group, plugin.ref.name)
         return found
 
     def owners(self) -> dict[str, str]:

@@ -50,11 +50,11 @@ _CREATE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*
 
 @dataclass(frozen=True)
 class LoadedPlugin:
-    """A plugin whose record is known. ``record`` is None for observers (kind ``hooks``); ``options`` is the record's dataclass."""
+    """A plugin whose record is known; ``record`` is None for observers (kind ``hooks``), ``options`` are its dataclasses."""
 
     ref: PluginRef
     record: Any
-    options: type | None
+    options: tuple[type, ...]
     entry: Entry
 
 
@@ -102,6 +102,22 @@ class PluginHost:
             record = None if kind == "hooks" else self._record(entry, plugin)
             self._loaded[key] = _loaded(entry, record)
         return self._loaded[key]
+
+    def neighbours(self) -> list[LoadedPlugin]:
+        """Plugins that the modules loaded so far offer besides those that were named. Imports no further module."""
+        modules = {(loaded.entry.distribution, loaded.entry.value) for loaded in self.loaded}
+        found = []
+        for entry in self.index.entries:
+            if (entry.kind, entry.qualified) in self._loaded or (entry.distribution, entry.value) not in modules:
+                continue
+            if entry.kind == "hooks" or self._blocked_by(entry):
+                continue
+            try:
+                found.append(_loaded(entry, self._record(entry, self._import(entry))))
+            except PluginError:
+                # It is not named, so it is nobody's problem now; naming it, or doctor, says what is wrong.
+                continue
+        return found
 
     def broadcast(self, event: object) -> None:
         """Give an event of :mod:`miles_core.plugins.events` to every loaded plugin that implements its hook.
@@ -253,11 +269,11 @@ def _check_record(entry: Entry, record: Any) -> None:
         raise _disagree(entry, f"create is {record.create!r}", "write it as 'package.module:attribute'")
     if not isinstance(getattr(record, "capabilities", frozenset()), Collection):
         raise _disagree(entry, f"capabilities is {record.capabilities!r}", "write a frozenset of names")
-    if record.options is not None:
+    for group in records.option_groups(record):
         try:
-            options_of(record.options, record.name)
+            options_of(group, record.name)
         except (TypeError, AttributeError, NameError) as error:
-            why = f"options is {record.options!r}: {error}"
+            why = f"options is {group!r}: {error}"
             raise _disagree(entry, why, "let options be a frozen dataclass whose fields are made with option(...)") from error
 
 
@@ -279,4 +295,4 @@ def _loaded(entry: Entry, record: Any) -> LoadedPlugin:
         create=getattr(record, "create", ""),
         capabilities=frozenset(getattr(record, "capabilities", ())),
     )
-    return LoadedPlugin(ref, record, getattr(record, "options", None), entry)
+    return LoadedPlugin(ref, record, records.option_groups(record), entry)

@@ -27,7 +27,7 @@ def main(result: str, *names: str) -> None:
         try:
             loaded = host.load(kind, qualified)
             problem = _problem(loaded)
-            flags = [o.flag for o in options_of(loaded.options, loaded.ref.name)] if loaded.options else []
+            flags = [o.flag for group in loaded.options for o in options_of(group, loaded.ref.name)]
             found[name] = {"problem": problem, "flags": flags}
         except MilesError as error:
             found[name] = {"problem": error.line(), "flags": []}

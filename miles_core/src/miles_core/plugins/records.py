@@ -14,14 +14,14 @@ class Record:
     Attributes:
         name: the name that users type; equal to the entry point's name.
         create: ``package.module:attribute``, imported in the process that needs it and called with the run's ``Config``.
-        options: frozen dataclass of the implementation's options, or None.
+        options: frozen dataclass of the implementation's options, several in a tuple, or None. Records may share them.
         summary: one line for ``miles plugins list``.
         capabilities: names of optional abilities, see the protocol of the kind.
     """
 
     name: str
     create: str
-    options: type | None = None
+    options: type | tuple[type, ...] | None = None
     summary: str = ""
     capabilities: frozenset[str] = frozenset()
 
@@ -90,5 +90,13 @@ class AlgorithmRecord:
     loss: str
     filters: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    options: type | None = None
+    options: type | tuple[type, ...] | None = None
     summary: str = ""
+
+
+def option_groups(record: Any) -> tuple[type, ...]:
+    """The dataclasses of a record's options; none for observers, which have no record."""
+    options = getattr(record, "options", None)
+    if options is None:
+        return ()
+    return tuple(options) if isinstance(options, tuple) else (options,)

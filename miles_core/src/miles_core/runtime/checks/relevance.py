@@ -59,10 +59,10 @@ def _supervised(report: Report) -> None:
         _warn(report, RolloutOptions, GENERATION, why)
         _warn(report, ClusterOptions, ENGINES, why)
         idle += [selection.reward, selection.engine]
-    used = {plugin.options for plugin in selection.loaded if plugin.ref not in idle}
-    for plugin in selection.loaded:
-        if plugin.ref in idle and plugin.options is not None and plugin.options not in used:
-            _warn(report, plugin.options, plugin.options.__dataclass_fields__, why)  # type: ignore[attr-defined]
+    used = {group for plugin in selection.loaded if plugin.ref not in idle for group in plugin.options}
+    unused = {group for plugin in selection.loaded if plugin.ref in idle for group in plugin.options} - used
+    for group in unused:
+        _warn(report, group, group.__dataclass_fields__, why)  # type: ignore[attr-defined]
 
 
 def _warn(report: Report, group: type, names: Iterable[str], why: str) -> None:
