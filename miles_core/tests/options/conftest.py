@@ -58,6 +58,13 @@ PLUGIN = '''
 
 
     @dataclass(frozen=True)
+    class PenaltyOptions:
+        """Toy penalty"""
+
+        use: bool = option(False, flag="--use-penalty", help="Switch.")
+
+
+    @dataclass(frozen=True)
     class ThiefOptions:
         """Thief"""
 
@@ -78,7 +85,12 @@ PLUGIN = '''
         return [EngineRecord("toy", "toy.work:make", options=EngineOptions, capabilities=BOTH)]
     @hookimpl
     def miles_advantage():
-        return [AdvantageRecord("mean", "toy.work:make", options=EstimatorOptions), AdvantageRecord("other", "toy.work:make")]
+        return [
+            AdvantageRecord("mean", "toy.work:make", options=EstimatorOptions),
+            AdvantageRecord("other", "toy.work:make"),
+            AdvantageRecord("distil", "toy.work:make", capabilities=frozenset({"teacher", "reward_free"})),
+            AdvantageRecord("penalty", "toy.work:make", options=PenaltyOptions, capabilities=frozenset({"teacher:--use-penalty"})),
+        ]
     @hookimpl
     def miles_loss():
         return [LossRecord("clip", "toy.work:make"), LossRecord("imitate", "toy.work:make", capabilities=frozenset({"supervised"}))]
@@ -110,7 +122,7 @@ PLUGIN = '''
 NAMES = {
     "backend": ["toy", "gpu-only", "thief"],
     "engine": ["toy"],
-    "advantage": ["mean", "other"],
+    "advantage": ["mean", "other", "distil", "penalty"],
     "loss": ["clip", "imitate"],
     "reward": ["exact"],
     "filter": ["spread", "short"],

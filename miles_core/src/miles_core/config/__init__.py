@@ -8,7 +8,9 @@ from miles_core.config.evaluation import EvaluationOptions
 from miles_core.config.plugins import PluginOptions
 from miles_core.config.reward import RewardOptions
 from miles_core.config.rollout import RolloutOptions
+from miles_core.config.routing import RoutingOptions
 from miles_core.config.run import RunOptions
+from miles_core.config.teacher import TeacherOptions
 from miles_core.config.training import TrainingOptions
 
 CORE_GROUPS: tuple[type, ...] = (
@@ -18,6 +20,8 @@ CORE_GROUPS: tuple[type, ...] = (
     DataOptions,
     RewardOptions,
     AlgorithmOptions,
+    TeacherOptions,
+    RoutingOptions,
     TrainingOptions,
     EvaluationOptions,
     CheckpointOptions,
@@ -35,6 +39,8 @@ __all__ = [
     "PluginOptions",
     "RewardOptions",
     "RolloutOptions",
+    "RoutingOptions",
     "RunOptions",
+    "TeacherOptions",
     "TrainingOptions",
 ]

@@ -30,7 +30,7 @@ class Record:
 class BackendRecord(Record):
     """A training backend (:class:`miles_core.protocols.TrainingBackend`).
 
-    Capabilities: ``cpu``, ``cuda``, ``context_parallel``, ``critic``.
+    Capabilities: ``cpu``, ``cuda``, ``context_parallel``, ``critic``, ``routing_replay``.
     """
 
 
@@ -38,14 +38,18 @@ class BackendRecord(Record):
 class EngineRecord(Record):
     """A rollout engine (:class:`miles_core.protocols.RolloutEngine`).
 
-    Capabilities: ``cpu``, ``cuda``; ``batch_stream`` (one HTTP call takes many requests and answers each as it ends); and the
-    weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``disk``.
+    Capabilities: ``cpu``, ``cuda``; ``batch_stream`` (one HTTP call takes many requests and answers each as it ends);
+    ``routed_experts`` (it says which experts each token went to); and the weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``disk``.
     """
 
 
 @dataclass(frozen=True)
 class AdvantageRecord(Record):
-    """An advantage estimator (:class:`miles_core.protocols.Advantage`)."""
+    """An advantage estimator (:class:`miles_core.protocols.Advantage`).
+
+    Capabilities: ``reward_free`` (a run may do without a reward: the estimator reads none); ``teacher`` (it needs teacher
+    log-probs), or ``teacher:--flag`` (it does while that switch of its options is on).
+    """
 
 
 @dataclass(frozen=True)

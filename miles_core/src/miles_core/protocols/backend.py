@@ -26,6 +26,8 @@ class ModelSpec:
         train_steps: optimizer steps of the whole run, for the learning-rate schedule.
         copies: names of further frozen weight sets to hold besides ``actor``, such as ``ref``.
         copy_sources: HF directory that each copy is loaded from; absent means ``checkpoint``.
+        models: further frozen models, of any architecture with the same vocabulary, as name and HF directory; such as
+            ``teacher``. :meth:`TrainingBackend.forward` takes their names, :meth:`TrainingBackend.copy_weights` does not.
         value_head: replace the vocabulary head by one output, for a critic.
     """
 
@@ -34,6 +36,7 @@ class ModelSpec:
     weights: Path | None = None
     copies: tuple[str, ...] = ()
     copy_sources: tuple[tuple[str, Path], ...] = ()
+    models: tuple[tuple[str, Path], ...] = ()
     value_head: bool = False
 
 
@@ -64,7 +67,8 @@ class OutputRequest:
     """What a forward pass must produce for every response token.
 
     ``temperature`` divides the logits before log-probs and entropy (never values). ``chunk_size`` is
-    ``--log-probs-chunk-size``, in rows; -1 is off.
+    ``--log-probs-chunk-size``, in rows; -1 is off. ``routes`` asks a pass without gradients for the experts that the routers of a
+    mixture of experts chose (``--use-routing-replay``).
     """
 
     log_probs: bool = True
@@ -72,6 +76,7 @@ class OutputRequest:
     values: bool = False
     temperature: float = 1.0
     chunk_size: int = -1
+    routes: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,11 @@ class TrainingBackend(Protocol):
         """Outputs without gradients, in the order given; None where ``computes_loss`` is false.
 
         Under context parallelism the outputs are gathered: every rank returns whole responses.
+
+        With capability ``routing_replay`` a micro-batch that has ``routes`` is computed with those experts, here and in
+        :meth:`train_step` with all that is recomputed in its backward pass; gates are those of the current weights. When
+        ``request.routes`` is set every rank returns outputs, those that compute no loss with ``routes`` alone; a rank fills in
+        the layers that it holds.
         """
         ...
 

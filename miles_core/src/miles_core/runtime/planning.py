@@ -22,6 +22,7 @@ from miles_core.runtime.checks.placement import Machine, check_placement
 from miles_core.runtime.checks.ranges import check_partners, check_ranges
 from miles_core.runtime.checks.relevance import check_relevance
 from miles_core.runtime.checks.resume import check_resume
+from miles_core.runtime.checks.teacher import check_teacher
 from miles_core.runtime.plan import BatchPlan, PlacementPlan, PluginPlan, RunPlan
 
 
@@ -73,6 +74,7 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
     _check_reward(report)
     placement, trainers = check_placement(report, Machine.here() if machine is None else machine)
     checkpoint = check_checkpoint(report)
+    check_teacher(report)
     prompt_rows = check_prompts(report)
     eval_rows = check_evaluation(report)
     batch = check_batch(report, trainers, prompt_rows)
@@ -92,6 +94,9 @@ def _check_reward(report: Report) -> None:
     if not report.generates or report.selection.reward is not None:
         return
     if report.peek(PluginOptions).rm_type is None and report.peek(RewardOptions).custom_rm_path is None:
+        estimator = report.selection.advantage
+        if not report.evaluates and estimator is not None and "reward_free" in estimator.capabilities:
+            return
         why = "nothing would grade the responses"
         report.error("M208", "--rm-type is missing", why=why, fix="give the name of a reward plugin, or --custom-rm-path")
 

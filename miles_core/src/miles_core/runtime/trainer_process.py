@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from miles_core.config import AlgorithmOptions, ClusterOptions, RolloutOptions, TrainingOptions
+from miles_core.config import AlgorithmOptions, ClusterOptions, RolloutOptions, TeacherOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.runtime.engine_handle import RayEngineHandle
 from miles_core.runtime.identity import ProcessIdentity, free_port, host_address, recorded
@@ -67,6 +67,7 @@ class TrainerProcess(Watched):
                 train_steps=self.plan.batch.train_steps,
                 copies=("ref",) if "ref_log_probs" in needs else (),
                 copy_sources=self._copy_sources(),
+                models=self._further_models(needs),
             )
         )
         self.trainer = Trainer(self.config, self.backend, loss, advantage)
@@ -80,6 +81,10 @@ class TrainerProcess(Watched):
     def _copy_sources(self) -> tuple[tuple[str, Path], ...]:
         reference = self.config.get(AlgorithmOptions).ref_load
         return (("ref", Path(reference)),) if reference else ()
+
+    def _further_models(self, needs: frozenset[str]) -> tuple[tuple[str, Path], ...]:
+        teacher = self.config.get(TeacherOptions).teacher_load
+        return (("teacher", Path(teacher).expanduser()),) if teacher and "teacher_log_probs" in needs else ()
 
     @recorded
     def train(self, batches: Sequence[Any]) -> Any:

@@ -68,6 +68,8 @@ class ToyBackend:
         sources = dict(spec.copy_sources)
         for name in spec.copies:
             self._sets[name] = toy_reference(sources.get(name, spec.checkpoint)).to(self._dtype).requires_grad_(False)
+        for name, source in spec.models:
+            self._sets[name] = toy_reference(source).to(self._dtype).requires_grad_(False)
         if self._kind == "sgd":
             self._optimizer: torch.optim.Optimizer = torch.optim.SGD(actor.parameters(), lr=self._options.lr)
         else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LOSS_INPUTS = frozenset({"old_log_probs", "rollout_log_probs", "ref_log_probs", "advantages", "returns", "entropy"})
 """What the trainer can give to a loss."""
-ADVANTAGE_INPUTS = frozenset({"old_log_probs", "ref_log_probs"})
+ADVANTAGE_INPUTS = frozenset({"old_log_probs", "ref_log_probs", "teacher_log_probs"})
 """What the trainer can give to an advantage estimator."""
 
 FIRST_STEP_WARN = {"cpu": 1e-3}

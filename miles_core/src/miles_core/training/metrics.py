@@ -11,7 +11,10 @@ from miles_core.protocols.backend import Parallel
 from miles_core.training.reduce import all_sums, sample_weights
 from miles_core.training.table import RowTable
 
-TOKEN_METRICS = ("log_probs", "ref_log_probs", "rollout_log_probs", "advantages", "returns")
+TOKEN_METRICS = (
+    *("log_probs", "ref_log_probs", "rollout_log_probs", "teacher_log_probs", "opd_reverse_kl"),
+    *("advantages", "returns"),
+)
 """Means over samples of each sample's mean over its unmasked tokens; samples without any are left out."""
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+ROLLOUT = "log_probs"
+EXTRA = "extra "
+ROUTES = "routes"
+"""Names of columns."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,10 @@ class TrainRow:
         raw_reward: as graded; NaN for a failed sample.
         rollout_log_probs: float32, ``[R]``, or None.
         version: oldest weight version that made a token of the response; -1 when no engine made any.
+        extras: further per-token arrays, float32, ``[R]`` each, by field name of ``AdvantageInputs`` or ``LossInputs``, such as
+            ``teacher_log_probs``. One that is needed may be absent only where the mask is all zero.
+        routes: the experts that the engine sent each token to, int16, ``[T, layers, top_k]``, see
+            :class:`miles_core.training.routing.Routes`; None unless ``--use-rollout-routing-replay``.
     """
 
     index: int
@@ -34,6 +43,8 @@ class TrainRow:
     rollout_log_probs: np.ndarray | None = None
     truncated: bool = False
     version: int = -1
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    routes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,7 @@ class RankBatch:
 
 def _columns(rows: Sequence[TrainRow]) -> dict[str, np.ndarray]:
     """The rows as arrays: one entry per row, or all rows' tokens end to end."""
-    with_log_probs = [row.rollout_log_probs for row in rows if row.rollout_log_probs is not None]
-    return {
+    columns = {
         "index": np.array([row.index for row in rows], np.int64),
         "group": np.array([row.group for row in rows], np.int64),
         "lengths": np.array([len(row.tokens) for row in rows], np.int64),
@@ -73,11 +83,33 @@ def _columns(rows: Sequence[TrainRow]) -> dict[str, np.ndarray]:
         "raw_rewards": np.array([row.raw_reward for row in rows], np.float64),
         "truncated": np.array([row.truncated for row in rows], np.bool_),
         "versions": np.array([row.version for row in rows], np.int64),
-        "has_log_probs": np.array([row.rollout_log_probs is not None for row in rows], np.bool_),
         "tokens": np.concatenate([row.tokens for row in rows]) if rows else np.empty(0, np.int32),
         "mask": np.concatenate([row.mask for row in rows]) if rows else np.empty(0, np.float32),
-        "log_probs": np.concatenate(with_log_probs) if with_log_probs else np.empty(0, np.float32),
     }
+    columns |= _column(ROLLOUT, [row.rollout_log_probs for row in rows])
+    for name in sorted({name for row in rows for name in row.extras}):
+        columns |= _column(f"{EXTRA}{name}", [row.extras.get(name) for row in rows])
+    routed = [row.routes for row in rows if row.routes is not None]
+    if routed:
+        columns[ROUTES] = np.concatenate(routed)
+        columns[f"has {ROUTES}"] = np.array([row.routes is not None for row in rows], np.bool_)
+    return columns
+
+
+def _column(name: str, arrays: Sequence[np.ndarray | None]) -> dict[str, np.ndarray]:
+    """A per-token array that some rows lack: those that have it, end to end, and which rows they are of."""
+    present = [array for array in arrays if array is not None]
+    return {
+        name: np.concatenate(present).astype(np.float32, copy=False) if present else np.empty(0, np.float32),
+        f"has {name}": np.array([array is not None for array in arrays], np.bool_),
+    }
+
+
+def _arrays(columns: Mapping[str, np.ndarray], name: str, lengths: str = "response_lengths") -> list[np.ndarray | None]:
+    """Undoes :func:`_column`."""
+    has = columns[f"has {name}"]
+    present = iter(np.split(columns[name], np.cumsum(columns[lengths][has])[:-1]))
+    return [next(present) if there else None for there in has]
 
 
 def _joined(
@@ -85,8 +117,9 @@ def _joined(
 ) -> RankBatch:
     tokens = np.split(columns["tokens"], np.cumsum(columns["lengths"])[:-1])
     mask = np.split(columns["mask"], np.cumsum(columns["response_lengths"])[:-1])
-    with_log_probs = columns["response_lengths"][columns["has_log_probs"]]
-    log_probs = iter(np.split(columns["log_probs"], np.cumsum(with_log_probs)[:-1]))
+    log_probs = _arrays(columns, ROLLOUT)
+    routes = _arrays(columns, ROUTES, "lengths") if ROUTES in columns else [None] * len(columns["index"])
+    extras = {name.removeprefix(EXTRA): _arrays(columns, name) for name in columns if name.startswith(EXTRA)}
     rows = tuple(
         TrainRow(
             index=int(columns["index"][i]),
@@ -96,9 +129,11 @@ def _joined(
             mask=mask[i],
             reward=float(columns["rewards"][i]),
             raw_reward=float(columns["raw_rewards"][i]),
-            rollout_log_probs=next(log_probs) if columns["has_log_probs"][i] else None,
+            rollout_log_probs=log_probs[i],
             truncated=bool(columns["truncated"][i]),
             version=int(columns["versions"][i]),
+            extras={name: array for name, arrays in extras.items() if (array := arrays[i]) is not None},
+            routes=routes[i],
         )
         for i in range(len(columns["index"]))
     )

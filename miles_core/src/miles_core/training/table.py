@@ -60,6 +60,23 @@ class RowTable:
         ]
         return np.concatenate([*parts, np.zeros(1, np.float32)]).astype(np.float32)
 
+    def extra(self, name: str) -> np.ndarray:
+        """A further per-token array that the rows bring, float32, ``[N + 1]``; 0 in fully masked rows without it.
+
+        Raises:
+            RunError: a row that is trained on has none, or one that is not finite where the mask is not 0 (M417).
+        """
+        parts = []
+        for row in self.rows:
+            values = row.extras.get(name)
+            if values is None and row.mask.any():
+                raise _error(row, f"it has no {name}")
+            if values is not None and not np.isfinite(values[row.mask != 0]).all():
+                raise _error(row, f"its {name} are not finite")
+            # What the mask hides may be anything; left as it is, a NaN would survive the multiplication by 0.
+            parts.append(np.zeros(row.response_length, np.float32) if values is None else np.where(np.isfinite(values), values, 0))
+        return np.concatenate([*parts, np.zeros(1, np.float32)]).astype(np.float32)
+
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``[start, start + length)`` of every entry, end to end, int64."""
@@ -86,5 +103,12 @@ def _check(row: TrainRow) -> None:
         why = f"its mask has {len(row.mask)} entries for {response} response tokens"
     elif row.rollout_log_probs is not None and len(row.rollout_log_probs) != response:
         why = f"it has {len(row.rollout_log_probs)} rollout log-probs for {response} response tokens"
+    else:
+        odd = next((name for name, values in row.extras.items() if values.shape != (response,)), None)
+        why = f"its {odd} have shape {list(row.extras[odd].shape)} for {response} response tokens" if odd is not None else ""
     if why:
-        raise RunError("M417", f"sample {row.index} cannot be trained on", owner="miles-core", why=why, sample=row.index)
+        raise _error(row, why)
+
+
+def _error(row: TrainRow, why: str) -> RunError:
+    return RunError("M417", f"sample {row.index} cannot be trained on", owner="miles-core", why=why, sample=row.index)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from miles_core.config import AlgorithmOptions, RolloutOptions, TrainingOptions
+from miles_core.config import AlgorithmOptions, RolloutOptions, TeacherOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_core.options import Config
 from miles_core.protocols.advantage import Advantage, AdvantageInputs
@@ -76,6 +76,7 @@ class Trainer:
         self.loss = loss
         self.advantage = advantage
         self._needs = loss.needs | (advantage.needs if advantage is not None else frozenset())
+        self._teacher_here = config.get(TeacherOptions).teacher_load is not None
         self._per_token = config.get(AlgorithmOptions).calculate_per_token_loss
         self._layout = training.qkv_format
         self._multiple = max(training.data_pad_size_multiplier, 1) if backend.device.type == "cuda" else 1
@@ -110,6 +111,8 @@ class Trainer:
             extra = self._oversize(run)
             if not known:
                 extra["log_probs"] = run.log_prob_sum
+            if {"old_log_probs", "teacher_log_probs"} <= run.fields.keys():
+                run.fields["opd_reverse_kl"] = run.fields["old_log_probs"] - run.fields["teacher_log_probs"]
             found = rollout_metrics(run.table, run.fields, extra, parallel, device)
         return TrainReport(
             metrics_per_step=metrics if parallel.computes_loss else [],
@@ -147,6 +150,8 @@ class Trainer:
                 reference = scorer.log_probs("ref")
             if reference is not None:
                 run.fields["ref_log_probs"] = reference
+        if "teacher_log_probs" in self._needs:
+            self._score_teacher(run, scorer)
         by_estimator = self.advantage is not None and "old_log_probs" in self.advantage.needs
         if by_estimator or ("old_log_probs" in self.loss.needs and len(run.batch.steps) > 1):
             with run.clock("log_probs"):
@@ -154,6 +159,16 @@ class Trainer:
             if old is not None:
                 run.fields["old_log_probs"] = run.fields["log_probs"] = old
                 self._compare_pass(run, old)
+
+    def _score_teacher(self, run: _Rollout, scorer: Scorer) -> None:
+        """The teacher's log-probs of the policy's tokens: of a model here, or what the rows bring from a server."""
+        if self._teacher_here:
+            with run.clock("teacher_log_probs"):
+                teacher = scorer.log_probs("teacher")
+        else:
+            teacher = run.table.extra("teacher_log_probs")
+        if teacher is not None:
+            run.fields["teacher_log_probs"] = teacher
 
     def _compare_pass(self, run: _Rollout, old: np.ndarray) -> None:
         total, count, largest = 0.0, 0.0, -1.0

@@ -79,29 +79,22 @@ class FsdpBackend:
         self._compute = _precision(self._options.precision, self.device)
         self._mesh: DeviceMesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
         model_config = read_config(spec.checkpoint)
-        self._attentions = choose_attention(
-            self._options.attn_implementation,
-            chosen=chosen_by_user(self._config, "attn_implementation"),
-            device=self.device,
-            compute=self._compute,
-            model_config=model_config,
-            announce=dist.get_rank() == 0,
-        )
+        self._announced = False
         weights = HfWeights(spec.weights or spec.checkpoint)
         self._dtypes = {name: tensor.dtype for name, tensor in HfWeights(spec.checkpoint).tensors.items()}
         actor = self._sets["actor"] = self._build(model_config, weights, trainable=True)
         parameters: dict[str, Any] = dict(actor.model.named_parameters())
         self._optimizer = ShardedOptimizer(self._config, parameters, spec.train_steps, self.device)
         sources = dict(spec.copy_sources)
-        for name in spec.copies:
-            source = sources.get(name, spec.checkpoint)
+        frozen = [*((name, sources.get(name, spec.checkpoint)) for name in spec.copies), *spec.models]
+        for name, source in frozen:
             self._sets[name] = self._build(read_config(source), HfWeights(source), trainable=False)
             self._parking[name] = Parking()
             self._put_away(name)
         self._parking["actor"] = Parking()
 
     def _build(self, model_config: Any, weights: HfWeights, *, trainable: bool) -> Policy:
-        model = build_empty(model_config, self._attentions)
+        model = build_empty(model_config, self._attentions(model_config))
         if self._config.get(TrainingOptions).qkv_format == "thd":
             check_packable(model)
         policy = shard(
@@ -116,6 +109,18 @@ class FsdpBackend:
         # A frozen set is only ever computed with, so it needs no more than the compute precision.
         fill(policy, weights, home, torch.float32 if trainable else self._compute)
         return policy
+
+    def _attentions(self, model_config: Any) -> tuple[str, ...]:
+        """What this model's attention may run on: a frozen one of another architecture can differ from the actor."""
+        announce, self._announced = not self._announced and dist.get_rank() == 0, True
+        return choose_attention(
+            self._options.attn_implementation,
+            chosen=chosen_by_user(self._config, "attn_implementation"),
+            device=self.device,
+            compute=self._compute,
+            model_config=model_config,
+            announce=announce,
+        )
 
     def forward(
         self, micro_batches: Sequence[MicroBatch], request: OutputRequest, *, weights: str = "actor"

@@ -11,17 +11,18 @@ from miles_core.errors.catalogue.prompts import PROMPTS
 from miles_core.errors.catalogue.rollouts import ROLLOUTS
 from miles_core.errors.catalogue.run import RUN
 from miles_core.errors.catalogue.state import STATE
+from miles_core.errors.catalogue.teacher import TEACHER_OPTIONS, TEACHER_RUN
 from miles_core.errors.catalogue.training import TRAINING
 
 SECTIONS: dict[str, dict[str, Explanation]] = {
     "Plugins": PLUGINS,
-    "Options": OPTIONS,
+    "Options": dict(sorted({**OPTIONS, **TEACHER_OPTIONS}.items())),
     "Data and checkpoints": dict(sorted({**DATA, **PROMPTS}.items())),
     "Rollouts": ROLLOUTS,
     "Training": TRAINING,
     "Engines": ENGINES,
     "Run states and weights": STATE,
-    "Processes of a run": RUN,
+    "Processes of a run": dict(sorted({**RUN, **TEACHER_RUN}.items())),
 }
 """The catalogue as chapters."""
 

@@ -23,17 +23,18 @@ def check_checkpoint(report: Report) -> Path | None:
         return None
     report.use(RolloutOptions, "hf_checkpoint")
     folder = Path(path).expanduser()
-    config = _check_model(report, folder, report.said(RolloutOptions, "hf_checkpoint"))
+    config = check_model(report, folder, report.said(RolloutOptions, "hf_checkpoint"))
     if config is not None:
         _check_tokenizer(report, folder)
     _check_lengths(report, folder, config or {})
     reference = report.peek(AlgorithmOptions).ref_load
     if reference is not None:
-        _check_model(report, Path(reference).expanduser(), report.said(AlgorithmOptions, "ref_load"))
+        check_model(report, Path(reference).expanduser(), report.said(AlgorithmOptions, "ref_load"))
     return folder
 
 
-def _check_model(report: Report, folder: Path, said: str) -> dict[str, Any] | None:
+def check_model(report: Report, folder: Path, said: str) -> dict[str, Any] | None:
+    """Check an HF directory's config and weights; returns the config, or None when there is none to read."""
     if not folder.is_dir():
         name = str(folder)
         hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))

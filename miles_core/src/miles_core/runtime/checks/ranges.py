@@ -15,6 +15,7 @@ from miles_core.config import (
     RewardOptions,
     RolloutOptions,
     RunOptions,
+    TeacherOptions,
     TrainingOptions,
 )
 from miles_core.runtime.checks.report import Report
@@ -65,6 +66,11 @@ RANGES: dict[type, dict[str, tuple[Test, str]]] = {
         "reward_timeout": _above(0),
         "reward_workers": _at_least(1),
         "reward_failure_limit": _between(0, 1),
+    },
+    TeacherOptions: {
+        "teacher_timeout": _above(0),
+        "teacher_concurrency": _at_least(1),
+        "teacher_retries": _at_least(0),
     },
     TrainingOptions: {
         "lr": _at_least(0),
