@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
+
+from miles_core.runtime.identity import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +42,9 @@ def living(processes: list[psutil.Process]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("victim", ["trainer-1", "engine-0", "rollout-0", "raylet", "gcs_server", "driver"])
+@pytest.mark.parametrize(
+    "victim", ["trainer-1", "engine-0", "rollout-0", "raylet", "gcs_server", "runtime_env_agent", "reaper", "driver"]
+)
 def test_killing_a_process_ends_the_run(victim: str, task, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "miles_core.cli.main", "run", *task.arguments(trainers=2, num_rollout=100000, run_dir=run_dir)]
@@ -75,10 +80,13 @@ def test_killing_a_process_ends_the_run(victim: str, task, tmp_path: Path) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_takes_everything_down(number: signal.Signals, task, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "miles_core.cli.main", "run", *task.arguments(num_rollout=100000, run_dir=run_dir)]
+    port = free_port("127.0.0.1")
+    arguments = task.arguments(num_rollout=100000, run_dir=run_dir, rollout_engine_port=port)
+    command = [sys.executable, "-m", "miles_core.cli.main", "run", *arguments]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     wait_for(lambda: (run_dir / "metrics.jsonl").exists() or driver.poll() is not None, 180, "the first rollout")
     everybody = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+    assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).status == 200
     # Ctrl-C in a terminal reaches every process of the group; a service manager's SIGTERM the driver alone.
     (os.killpg if number is signal.SIGINT else os.kill)(driver.pid, number)
     out, _ = driver.communicate(timeout=END_SECONDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,39 @@ def test_colocation_names_a_number_that_it_does_not_use(cli) -> None:
     planned = cli.plan(cli.but("--rollout-num-gpus 4"))
     assert planned.plan.placement.engines == 2
     assert any("--rollout-num-gpus 4" in line for line in planned.warnings)
+
+
+@pytest.fixture
+def neighbours() -> Iterator[tuple[socket.socket, int]]:
+    """A socket that listens on a port, and the free port before it."""
+    for port in range(21000, 29000, 2):
+        with socket.socket() as free, socket.socket() as taken:
+            try:
+                free.bind(("127.0.0.1", port))
+                taken.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            free.close()
+            taken.listen()
+            yield taken, port
+            return
+    raise AssertionError("no two neighbouring ports are free")
+
+
+def test_a_port_in_use_is_a_mistake_before_anything_starts(cli, neighbours) -> None:
+    taken, port = neighbours
+    planned = cli.plan(cli.but(f"--rollout-engine-port {port}"))
+    (error,) = planned.errors
+    assert (error.code, error.exit_code) == ("M224", 2)
+    assert f"port {port + 1}, of engine 1, is in use" in error.line()
+    taken.close()
+    assert cli.plan(cli.but(f"--rollout-engine-port {port}")).plan.placement.engine_port == port
+
+
+@pytest.mark.parametrize("port", ["0", "65535", "70000", "-1"])
+def test_a_port_out_of_range(cli, port: str) -> None:
+    (error,) = cli.plan(cli.but(f"--rollout-engine-port={port}")).errors
+    assert error.code == "M209"
 
 
 def test_a_supervised_run_has_no_engines(cli) -> None:

@@ -38,4 +38,9 @@ class ClusterOptions:
     distributed_timeout_minutes: int = option(
         10, flag="--distributed-timeout-minutes", help="Timeout of a collective between training ranks, in minutes."
     )
+    rollout_engine_port: int | None = option(
+        None,
+        flag="--rollout-engine-port",
+        help="Port of the first engine's HTTP server; the others take the ports that follow. Free ports when not given.",
+    )
     ray_address: str | None = option(None, flag="--ray-address", help="Ray cluster to join; a local one is started when not given.")

@@ -124,6 +124,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
                 seed=seed + rank,
                 memory_saver=placement.offload_rollout,
                 host=host_address() if spans_nodes else "127.0.0.1",
+                port=0 if placement.engine_port is None else placement.engine_port + rank,
                 log_dir=run_dir / "logs",
             )
         )

@@ -60,6 +60,7 @@ class PlacementPlan:
         colocate: engines use the trainers' devices, in turn.
         offload_train, offload_rollout: whether each side frees the device for the other.
         communication: ``gloo`` or ``nccl``.
+        engine_port: port of the first engine, the others take those that follow; None for free ones.
     """
 
     device: str
@@ -70,6 +71,7 @@ class PlacementPlan:
     offload_train: bool
     offload_rollout: bool
     communication: str
+    engine_port: int | None = None
 
     @property
     def devices(self) -> int:

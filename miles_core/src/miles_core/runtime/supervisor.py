@@ -85,19 +85,20 @@ class Supervisor:
         return list(ray.get(list(refs)))
 
     def check(self) -> None:
-        """Raise when Ray itself is broken; report new child processes to the reaper now and then."""
+        """Raise when Ray itself is broken, or the reaper; look for new child processes now and then."""
         dead = self.cluster.dead_system_process()
         if dead is not None:
+            whose = "the" if dead == "reaper" else "Ray's"
             raise RunError(
                 "M483",
-                f"Ray's process {dead} (pid {self.cluster.system[dead].pid}) died",
-                owner=f"ray {ray.__version__}",
+                f"{whose} process {dead} (pid {self.cluster.system[dead].pid}) died",
+                owner="miles-core" if dead == "reaper" else f"ray {ray.__version__}",
                 why="it was killed or crashed",
                 fix="start the run again with --load to go on from the last saved state",
             )
         if time.monotonic() - self._adopted > 1.0:
             self._adopted = time.monotonic()
-            self.cluster.reaper.adopt_children()
+            self.cluster.adopt()
 
     def _check(self, ref: Any) -> None:
         try:

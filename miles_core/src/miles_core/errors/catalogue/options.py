@@ -204,6 +204,15 @@ OPTIONS: dict[str, Explanation] = {
         remedy="Give another path.",
         example="M223 --run-dir notes.txt (argument 3) cannot be a folder: that is a file. Do: give another path",
     ),
+    "M224": Explanation(
+        title="A port in use",
+        meaning="Another process listens on a port that an engine is to serve on.",
+        remedy="Give another `--rollout-engine-port`, leave it out to take free ports, or end the other process.",
+        example=(
+            "M224 --rollout-engine-port 30000 (argument 3) cannot be had: port 30001, of engine 1, is in use. Do: give another port, "
+            "or leave the option out"
+        ),
+    ),
     "M230": Explanation(
         title="A clip range that clips everything or nothing",
         meaning=(

@@ -24,8 +24,8 @@ RUN: dict[str, Explanation] = {
         example=("M482 miles-core 0.1.0: process trainer-0 (pid 4711) failed: ValueError: boom. Do: see runs/a/logs/trainer-0.log"),
     ),
     "M483": Explanation(
-        title="Ray died",
-        meaning="A process of the local Ray cluster was killed or crashed.",
+        title="Ray died, or the reaper",
+        meaning="A process of the local Ray cluster was killed or crashed, or the one that would clean up behind a killed driver.",
         remedy="Start the run again with `--load` to go on from the last saved state.",
         example=(
             "M483 ray 2.60.0: Ray's process raylet (pid 4711) died: it was killed or crashed. Do: start the run again "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +75,22 @@ def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | N
         offload_train=offload_train,
         offload_rollout=offload_rollout,
         communication=communication,
+        engine_port=cluster.rollout_engine_port,
     )
     _room(report, plan, machine)
+    _ports(report, plan)
     report.use(
         ClusterOptions,
         *("device", "actor_num_nodes", "actor_num_gpus_per_node", "rollout_num_gpus", "rollout_num_gpus_per_engine"),
-        *("num_gpus_per_node", "colocate", "offload", "offload_train", "offload_rollout", "distributed_backend"),
+        *(
+            "rollout_engine_port",
+            "num_gpus_per_node",
+            "colocate",
+            "offload",
+            "offload_train",
+            "offload_rollout",
+            "distributed_backend",
+        ),
     )
     return plan, trainers
 
@@ -167,6 +179,33 @@ def _communication(report: Report, device: str) -> str:
         report.error("M221", f"{said} does not work on CPU", why="nccl moves GPU memory", fix="leave it out, or take gloo")
     report.derive(ClusterOptions, distributed_backend="gloo")
     return "gloo"
+
+
+def _ports(report: Report, plan: PlacementPlan) -> None:
+    """The engines' ports are free on this machine; on another cluster the engine itself finds out."""
+    cluster = report.peek(ClusterOptions)
+    first = cluster.rollout_engine_port
+    if first is None or cluster.ray_address is not None:
+        return
+    said = report.said(ClusterOptions, "rollout_engine_port")
+    last = first + max(plan.engines, 1) - 1
+    if not 1 <= first <= last <= 65535:
+        why = f"{plan.engines} engines take ports {first} to {last}"
+        report.error("M209", f"{said} is out of range", why=why, fix=f"give 1 to {65536 - max(plan.engines, 1)}")
+        return
+    for rank in range(plan.engines):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # As the server does: a port that only waits for the last packets of a closed connection is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", first + rank))
+            except OSError as error:
+                why = f"port {first + rank}, of engine {rank}, {_reason(error)}"
+                report.error("M224", f"{said} cannot be had", why=why, fix="give another port, or leave the option out")
+
+
+def _reason(error: OSError) -> str:
+    return "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
 
 
 def _room(report: Report, plan: PlacementPlan, machine: Machine) -> None:

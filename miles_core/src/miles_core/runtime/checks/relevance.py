@@ -20,7 +20,15 @@ GENERATION = (
     *("rollout_stop_token_ids", "rollout_request_timeout", "update_weight_buffer_size", "check_weight_update_equal"),
     *("logprob_diff_warn", "logprob_diff_limit"),
 )
-ENGINES = ("rollout_num_gpus", "rollout_num_gpus_per_engine", "colocate", "offload", "offload_train", "offload_rollout")
+ENGINES = (
+    "rollout_engine_port",
+    "rollout_num_gpus",
+    "rollout_num_gpus_per_engine",
+    "colocate",
+    "offload",
+    "offload_train",
+    "offload_rollout",
+)
 
 
 def check_relevance(report: Report) -> None:
