@@ -32,6 +32,22 @@ def test_a_batched_call_survives_the_wire():
     assert call == wire.GenerateCall(tuple(REQUESTS), batched=True, stream=True, return_logprob=True)
 
 
+def test_prompt_log_probs_survive_the_wire():
+    asked = [GenerateRequest("a", [1, 2, 3], PARAMS, 0), GenerateRequest("b", [4, 5], PARAMS)]
+    document = json.loads(wire.encode_call(asked, batched=True, stream=False))
+    assert document["logprob_start_len"] == [0, -1]
+    assert wire.decode_call(document).requests == tuple(asked)
+    assert wire.decode_call({**document, "return_logprob": False}).requests[0].logprob_start is None
+    pairs = ((None, 1), (struct.unpack("f", struct.pack("f", -0.3))[0], 2))
+    result = GenerateResult("a", (), (), FinishReason.LENGTH, 1, "", 2, pairs)
+    answer = json.loads(wire.dumps(wire.encode_result(result)))
+    assert answer["meta_info"]["input_token_logprobs"] == [[None, 1, None], [pairs[1][0], 2, None]]
+    assert wire.decode_result(answer, "a") == result
+    assert "input_token_logprobs" not in wire.encode_result(result, return_logprob=False)["meta_info"]
+    with pytest.raises(ValueError, match="3 entries for 2 prompts"):
+        wire.decode_call({**document, "logprob_start_len": [0, 0, 0]})
+
+
 def test_a_single_call_has_sglangs_shape():
     document = json.loads(wire.encode_call(REQUESTS[:1], batched=False, stream=False))
     assert document == {

@@ -37,11 +37,15 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One response to make. ``rid`` is unique in the run; ``input_ids`` are prompt ids plus any earlier response ids."""
+    """One response to make. ``rid`` is unique in the run; ``input_ids`` are prompt ids plus any earlier response ids.
+
+    ``logprob_start`` asks for the log-probs of the prompt's own tokens behind that position; None asks for none.
+    """
 
     rid: str
     input_ids: Sequence[int]
     params: SamplingParams
+    logprob_start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class GenerateResult:
         log_probs: their log-probs under the sampling temperature, before top-p and top-k, ``[R]``.
         weight_version: version of the weights that made them.
         text: decoded ``output_ids``.
+        input_log_probs: log-prob and id of every prompt token from ``logprob_start`` on, under the sampling temperature (1 for a
+            temperature of 0); the first has no log-prob. None when none were asked for.
     """
 
     rid: str
@@ -62,3 +68,4 @@ class GenerateResult:
     weight_version: int
     text: str
     prompt_tokens: int = 0
+    input_log_probs: tuple[tuple[float | None, int], ...] | None = None

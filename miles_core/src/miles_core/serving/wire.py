@@ -51,6 +51,9 @@ def encode_call(requests: Sequence[GenerateRequest], *, batched: bool, stream: b
         "return_logprob": True,
         "stream": stream,
     }
+    starts = [-1 if r.logprob_start is None else r.logprob_start for r in requests]
+    if any(start >= 0 for start in starts):
+        document["logprob_start_len"] = starts if batched else starts[0]
     return dumps(document)
 
 
@@ -116,12 +119,28 @@ def decode_call(document: Any) -> GenerateCall:
         if id(entry) not in seen:
             seen[id(entry)] = _params(entry, f"sampling_params[{i}]" if isinstance(given, list) else "sampling_params")
         params.append(seen[id(entry)])
+    return_logprob = _flag(document, "return_logprob")
+    starts = _starts(document, prompts) if return_logprob else [None] * count
     return GenerateCall(
-        requests=tuple(GenerateRequest(r, p, s) for r, p, s in zip(rids, prompts, params, strict=True)),
+        requests=tuple(GenerateRequest(*fields) for fields in zip(rids, prompts, params, starts, strict=True)),
         batched=batched,
         stream=_flag(document, "stream"),
-        return_logprob=_flag(document, "return_logprob"),
+        return_logprob=return_logprob,
     )
+
+
+def _starts(document: Mapping[str, Any], prompts: Sequence[Sequence[int]]) -> list[int | None]:
+    """``logprob_start_len`` for each prompt; -1, which is the default, means none of its tokens."""
+    given = document.get("logprob_start_len")
+    values = given if isinstance(given, list) else [given] * len(prompts)
+    if len(values) != len(prompts):
+        raise ValueError(f"logprob_start_len has {len(values)} entries for {len(prompts)} prompts")
+    starts: list[int | None] = []
+    for value, prompt in zip(values, prompts, strict=True):
+        if value is not None and (type(value) is not int or not -1 <= value < len(prompt)):
+            raise ValueError(f"logprob_start_len must be -1 or a position in the prompt of {len(prompt)} tokens, not {value!r}")
+        starts.append(None if value is None or value < 0 else value)
+    return starts
 
 
 def encode_result(result: GenerateResult, *, return_logprob: bool = True, index: int | None = None) -> dict[str, Any]:
@@ -142,6 +161,8 @@ def encode_result(result: GenerateResult, *, return_logprob: bool = True, index:
     if return_logprob:
         pairs = zip(result.log_probs, result.output_ids, strict=True)
         meta["output_token_logprobs"] = [(log_prob, token, None) for log_prob, token in pairs]
+        if result.input_log_probs is not None:
+            meta["input_token_logprobs"] = [(log_prob, token, None) for log_prob, token in result.input_log_probs]
     document: dict[str, Any] = {"text": result.text, "output_ids": result.output_ids, "meta_info": meta}
     if index is not None:
         document["index"] = index
@@ -175,6 +196,7 @@ def decode_result(document: Any, rid: str) -> GenerateResult | None:
         raise ValueError("output_ids and output_token_logprobs name different tokens")
     if not pairs and given and kind != FinishReason.ABORT:
         raise ValueError("the answer has tokens without log-probs")
+    inputs = meta.get("input_token_logprobs")
     version = str(meta.get("weight_version", "0"))
     return GenerateResult(
         rid=rid,
@@ -185,6 +207,7 @@ def decode_result(document: Any, rid: str) -> GenerateResult | None:
         weight_version=int(version) if version.lstrip("-").isdigit() else 0,
         text=str(document.get("text", "")),
         prompt_tokens=int(meta.get("prompt_tokens", 0)),
+        input_log_probs=tuple((entry[0], entry[1]) for entry in inputs) if inputs is not None else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from miles_transformers.jobs import Job
 from miles_transformers.model import OWNER, LoadedModel
 from miles_transformers.rows import RowTable
 from miles_transformers.sampling import sample
+from miles_transformers.scoring import prompt_log_probs
 from miles_transformers.slots import Prefill, SlotCache
 
 SLACK = 64
@@ -91,6 +93,36 @@ class Decoder:
             codes.append(self._prefill(prompts[:taken], [groups[p] for p in prompts[:taken]]))
             prompts = prompts[taken:]
         return self._end(start, np.concatenate(codes))
+
+    def score(self, jobs: Sequence[Job]) -> list[Job]:
+        """Log-probs of the prompts of the first jobs, as many as one pass takes; returns those jobs."""
+        taken: list[Job] = []
+        longest = 0
+        for job in jobs:
+            longest = max(longest, job.length)
+            if taken and longest * (len(taken) + 1) > self.prefill_tokens:
+                break
+            taken.append(job)
+        if taken:
+            found = prompt_log_probs(self.model, [(j.request.input_ids, j.request.params.temperature or 1.0) for j in taken])
+            for job, log_probs in zip(taken, found, strict=True):
+                start = job.request.logprob_start or 0
+                if not all(map(math.isfinite, log_probs)):
+                    raise self._not_finite(job)
+                ids = job.request.input_ids
+                job.input_log_probs = ((None, ids[start]), *zip(log_probs[start:], ids[start + 1 :], strict=True))
+                if job.version is None:
+                    job.version = self.version
+        return taken
+
+    def _not_finite(self, job: Job) -> RunError:
+        return RunError(
+            "M455",
+            f"the model's logits for {job.request.rid} are not finite",
+            owner=OWNER,
+            why=f"weights of version {self.version} overflow or hold NaN",
+            fix="lower the learning rate, or decode in fp32",
+        )
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]], groups: Sequence[Sequence[Job]]) -> np.ndarray:
         """One pass over distinct prompts, longest first; each fills the slots of its group."""
@@ -176,14 +208,7 @@ class Decoder:
         if not rows:
             return []
         if (codes == 3).any():
-            bad = self.table.jobs[start + int(np.flatnonzero(codes == 3)[0])]
-            raise RunError(
-                "M455",
-                f"the model's logits for {bad.request.rid} are not finite",
-                owner=OWNER,
-                why=f"weights of version {self.version} overflow or hold NaN",
-                fix="lower the learning rate, or decode in fp32",
-            )
+            raise self._not_finite(self.table.jobs[start + int(np.flatnonzero(codes == 3)[0])])
         jobs = self.table.fetch(rows)
         for row, job in zip(rows, jobs, strict=True):
             job.reason = FinishReason.STOP if codes[row - start] == 1 else FinishReason.LENGTH

@@ -20,6 +20,7 @@ class Job:
         output_ids, log_probs: what it made; while it holds a slot, the slot's row has them.
         version: version of the weights that made its first token, the oldest of all its tokens.
         reason: why it ended; None before.
+        input_log_probs: of the prompt's tokens, once they are scored; None before, and where nobody asked.
     """
 
     request: GenerateRequest
@@ -32,6 +33,12 @@ class Job:
     log_probs: list[float] = field(default_factory=list)
     version: int | None = None
     reason: FinishReason | None = None
+    input_log_probs: tuple[tuple[float | None, int], ...] | None = None
+
+    @property
+    def unscored(self) -> bool:
+        """Whether its prompt's log-probs are asked for and not there yet."""
+        return self.request.logprob_start is not None and self.input_log_probs is None
 
     @property
     def tokens(self) -> list[int]:

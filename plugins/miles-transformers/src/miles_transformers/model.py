@@ -54,16 +54,20 @@ class LoadedModel:
             mask: who may attend to whom without windows, bool ``[B, 1, T, L]``.
             columns: distance from each query to each key in tokens, int64 ``[B, 1, T, L]``; used for windows only.
         """
-        masks = {kind: self._mask(mask, columns, window) for kind, window in self.windows.items()}
         output = self.module(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            attention_mask=self.masks(mask, columns),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
         return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def masks(self, mask: Tensor, distance: Tensor) -> Tensor | dict[str, Tensor]:
+        """The masks that the model takes, from those of :meth:`forward`."""
+        masks = {kind: self._mask(mask, distance, window) for kind, window in self.windows.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _mask(self, mask: Tensor, distance: Tensor, window: int | None) -> Tensor:
         if window is not None:

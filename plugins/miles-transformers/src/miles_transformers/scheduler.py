@@ -159,12 +159,12 @@ class Scheduler:
     def _step(self) -> None:
         decoder = self.decoder
         self.steps += 1
-        jobs = list(self._waiting)
+        self._score()
+        jobs = [job for job in self._waiting if not job.unscored]
         room = decoder.room(jobs) if jobs else 0
         # A prefill stalls every running row, so free slots are filled in lots: when all who wait fit, or an eighth is free.
         if room and (room == len(jobs) or not decoder.table.jobs or room >= max(1, decoder.rows // 8)):
-            for _ in range(room):
-                self._waiting.popleft()
+            self._take(jobs[:room])
             try:
                 ended = decoder.admit(jobs[:room])
             except Exception:
@@ -174,6 +174,21 @@ class Scheduler:
         if decoder.table.jobs:
             self._requeue(decoder.overflow())
             self._deliver(decoder.step())
+
+    def _score(self) -> None:
+        """Score the prompts of some of those who asked for it; one whose prompt was all it wanted ends."""
+        scored = self.decoder.score([job for job in self._waiting if job.unscored])
+        ended = [job for job in scored if job.max_new == 0]
+        for job in ended:
+            job.reason = FinishReason.LENGTH
+        self._take(ended)
+        self._deliver(ended)
+
+    def _take(self, jobs: Sequence[Job]) -> None:
+        """Remove jobs from the queue."""
+        taken = {id(job) for job in jobs}
+        if taken:
+            self._waiting = deque(job for job in self._waiting if id(job) not in taken)
 
     def _requeue(self, rows: Sequence[int]) -> None:
         if rows:

@@ -42,9 +42,9 @@ class Service:
         left = {request.rid for request in requests}
         self._live |= left
         try:
-            empty = [job for job in submission.jobs if job.max_new == 0]
+            empty = [job for job in submission.jobs if job.max_new == 0 and not job.unscored]
             if empty:
-                submission.jobs = [job for job in submission.jobs if job.max_new > 0]
+                submission.jobs = [job for job in submission.jobs if job not in empty]
                 for job in empty:
                     job.reason = FinishReason.LENGTH
                 deliver(empty)
@@ -81,7 +81,11 @@ class Service:
             checked.add(id(ids))
             if max(ids) >= vocab:
                 raise ValueError(f"{request.rid}: token id {max(ids)} is outside of the vocabulary of {vocab}")
-            if len(ids) >= limit:
+            if request.params.max_new_tokens == 0 and request.logprob_start is not None:
+                # Scoring alone keeps nothing in the cache.
+                if len(ids) > self._model.context:
+                    raise ValueError(f"{request.rid}: the prompt has {len(ids)} tokens and the model takes {self._model.context}")
+            elif len(ids) >= limit:
                 raise ValueError(
                     f"{request.rid}: the prompt has {len(ids)} tokens and the context holds {limit}, response included"
                 )
@@ -94,7 +98,7 @@ class Service:
             request=request,
             order=number,
             seed=params.sampling_seed if params.sampling_seed is not None else seed_of(self._engine.seed, number),
-            max_new=min(params.max_new_tokens, self._scheduler.decoder.limit - len(request.input_ids)),
+            max_new=max(0, min(params.max_new_tokens, self._scheduler.decoder.limit - len(request.input_ids))),
             stop_ids=tuple(dict.fromkeys((*eos, *params.stop_token_ids))),
             owner=submission,
         )
@@ -119,6 +123,7 @@ class Service:
                     weight_version=version if job.version is None else job.version,
                     text=text,
                     prompt_tokens=len(job.request.input_ids),
+                    input_log_probs=job.input_log_probs,
                 )
             )
         return results
