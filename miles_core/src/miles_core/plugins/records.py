@@ -39,7 +39,8 @@ class EngineRecord(Record):
     """A rollout engine (:class:`miles_core.protocols.RolloutEngine`).
 
     Capabilities: ``cpu``, ``cuda``; ``batch_stream`` (one HTTP call takes many requests and answers each as it ends);
-    ``routed_experts`` (it says which experts each token went to); and the weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``disk``.
+    ``routed_experts`` (it says which experts each token went to); and the
+    weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``disk``.
     """
 
 

@@ -26,6 +26,9 @@ class MicroBatch:
         logit_index: for each response token, the position in the flattened tokens whose logits predict it, int64, ``[N]``.
         targets: the response tokens, int64, ``[N]``.
         data: per-token inputs of the loss, ``[N]`` each, by field name of ``LossInputs``.
+        routes: experts to send each of the flattened tokens to, int16, ``[T or B * L, layers, top_k]``; -1 leaves the choice to
+            the router. Layers are all decoder layers. Stays in host memory, as it is as large as many activations. None: all
+            routers choose.
     """
 
     tokens: torch.Tensor
@@ -38,6 +41,7 @@ class MicroBatch:
     cu_seqlens: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
     data: dict[str, torch.Tensor] = field(default_factory=dict)
+    routes: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -45,19 +49,23 @@ class MicroBatch:
         return self.tokens.numel()
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same micro-batch on another device."""
+        """The same micro-batch on another device, except for its routes."""
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=True)
             for f in dataclasses.fields(self)
-            if isinstance(getattr(self, f.name), torch.Tensor)
+            if isinstance(getattr(self, f.name), torch.Tensor) and f.name != "routes"
         }
         return dataclasses.replace(self, **moved, data={k: v.to(device, non_blocking=True) for k, v in self.data.items()})
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What was requested of a forward pass, ``[N]`` each, float32, in the order of the micro-batch's ``targets``."""
+    """What was requested of a forward pass, ``[N]`` each, float32, in the order of the micro-batch's ``targets``.
+
+    ``routes`` are the experts that the routers chose, as :attr:`MicroBatch.routes` has them.
+    """
 
     log_probs: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    routes: torch.Tensor | None = None

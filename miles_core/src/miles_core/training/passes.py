@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
 from miles_core.protocols.backend import OutputRequest, TrainingBackend
-from miles_core.training.batch import MicroBatch
+from miles_core.training.batch import MicroBatch, ModelOutputs
 from miles_core.training.pack import pack
 from miles_core.training.plan import BinRule
 from miles_core.training.reduce import reduced
+from miles_core.training.routing import Routes
 from miles_core.training.table import RowTable
 
 
@@ -27,13 +30,33 @@ class Scorer:
         self._multiple = multiple
         self._micro_batches: list[MicroBatch] | None = None
 
-    def log_probs(self, weights: str) -> np.ndarray | None:
+    def log_probs(self, weights: str, routes: Routes | None = None) -> np.ndarray | None:
         """Log-probs of every response token under the named weights, float32, ``[N + 1]``. Collective.
 
         None where the backend computes no loss.
+
+        Args:
+            weights: name of the weights.
+            routes: experts to send the tokens to; None lets the routers choose.
         """
         micro_batches = self._made()
-        outputs = self._backend.forward(micro_batches, self._request, weights=weights)
+        if routes is not None:
+            micro_batches = [routes.attach(batch) for batch in micro_batches]
+        return self._flat(self._backend.forward(micro_batches, self._request, weights=weights))
+
+    def recorded(self, weights: str) -> tuple[np.ndarray | None, Routes]:
+        """The same log-probs, and the experts that each token went to. Collective.
+
+        Raises:
+            RunError: the backend recorded none, or not of all tokens (M434).
+        """
+        micro_batches = self._made()
+        outputs = self._backend.forward(micro_batches, dataclasses.replace(self._request, routes=True), weights=weights)
+        found = Routes.recorded(self._table, micro_batches, outputs or [ModelOutputs()] * len(micro_batches))
+        return self._flat(outputs if self._backend.parallel.computes_loss else None), found
+
+    def _flat(self, outputs: list[ModelOutputs] | None) -> np.ndarray | None:
+        micro_batches = self._made()
         if outputs is None:
             return None
         flat = np.zeros(self._table.response_tokens + 1, np.float32)

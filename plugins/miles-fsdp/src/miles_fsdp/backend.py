@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gc
 import logging
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
-from miles_core.config import ClusterOptions, TrainingOptions
+from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import RunError, UsageError
 from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
 from miles_core.training.batch import MicroBatch, ModelOutputs
@@ -23,6 +25,7 @@ from miles_fsdp.optimizer import ShardedOptimizer, local
 from miles_fsdp.options import FsdpOptions
 from miles_fsdp.parking import Parking
 from miles_fsdp.plugin import OWNER, chosen_by_user
+from miles_fsdp.routing import RouterReplay
 from miles_fsdp.state import load_state, read_facts, save_state
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class FsdpBackend:
         self._options = config.get(FsdpOptions)
         self._device: torch.device | None = None
         self._sets: dict[str, Policy] = {}
+        self._replays: dict[str, RouterReplay] = {}
         self._parking: dict[str, Parking] = {}
         self._changed: set[str] = set()
         self._offloaded = False
@@ -69,7 +73,7 @@ class FsdpBackend:
         """Build the actor, its copies and the optimizer from ``spec``.
 
         Raises:
-            UsageError: the checkpoint does not fit (M340, M342, M343, M345), or asks for what is not there (M341, M346).
+            UsageError: the checkpoint does not fit (M340, M342, M343, M345), or asks for what is not there (M341, M346, M435).
         """
         if spec.value_head:
             raise UsageError("M346", "the fsdp backend has no value head", owner=OWNER, fix="train the critic with another backend")
@@ -92,6 +96,21 @@ class FsdpBackend:
             self._parking[name] = Parking()
             self._put_away(name)
         self._parking["actor"] = Parking()
+        if self._config.get(RoutingOptions).replays and not spec.value_head:
+            self._replays["actor"] = RouterReplay(actor.model)
+
+    @contextlib.contextmanager
+    def _routing(self, name: str, micro_batches: Sequence[MicroBatch], request: OutputRequest) -> Iterator[RouterReplay | None]:
+        """What stands in front of the routers of a weight set, while a pass records or replays routes; else None."""
+        if not request.routes and all(batch.routes is None for batch in micro_batches):
+            yield None
+            return
+        if name not in self._replays:
+            self._replays[name] = RouterReplay(self._sets[name].model)
+        try:
+            yield self._replays[name]
+        finally:
+            self._replays[name].stop()
 
     def _build(self, model_config: Any, weights: HfWeights, *, trainable: bool) -> Policy:
         model = build_empty(model_config, self._attentions(model_config))
@@ -132,8 +151,14 @@ class FsdpBackend:
         """
         policy = self._present(weights)
         self._fetch(weights)
-        with torch.no_grad():
-            outputs = [ModelOutputs(*policy(batch, request, False)) for batch in micro_batches]
+        outputs = []
+        with torch.no_grad(), self._routing(weights, micro_batches, request) as replay:
+            for batch in micro_batches:
+                if replay is not None:
+                    replay.start(batch, record=request.routes)
+                outputs.append(ModelOutputs(*policy(batch, request, False)))
+                if replay is not None and request.routes:
+                    outputs[-1] = dataclasses.replace(outputs[-1], routes=replay.taken())
         _reshard(policy)
         self._put_away(weights)
         return outputs
@@ -147,21 +172,28 @@ class FsdpBackend:
         assert micro_batches, "a step needs a micro-batch"
         policy = self._present("actor")
         last = len(micro_batches) - 1
-        for i, batch in enumerate(micro_batches):
-            if i in (0, last):
-                policy.set_requires_gradient_sync(i == last)  # type: ignore[operator]
-            scalar = loss(batch, ModelOutputs(*policy(batch, request, request.entropy)))
-            if not scalar.requires_grad:
-                raise RunError(
-                    "M430",
-                    "the loss does not depend on the model's outputs",
-                    owner=OWNER,
-                    why="the loss returned a tensor without a gradient",
-                    fix="multiply masked terms by the log-probs' mask in place of leaving them out",
-                )
-            scalar.backward()  # type: ignore[no-untyped-call]
+        with self._routing("actor", micro_batches, request) as replay:
+            for i, batch in enumerate(micro_batches):
+                if i in (0, last):
+                    policy.set_requires_gradient_sync(i == last)  # type: ignore[operator]
+                if replay is not None:
+                    replay.start(batch)
+                self._backward(policy, batch, request, loss)
         norm, rate, skipped = self._optimizer.step()
         return StepReport(grad_norm=norm, learning_rates=(rate,), skipped=skipped)
+
+    @staticmethod
+    def _backward(policy: Policy, batch: MicroBatch, request: OutputRequest, loss: LossCallback) -> None:
+        scalar = loss(batch, ModelOutputs(*policy(batch, request, request.entropy)))
+        if not scalar.requires_grad:
+            raise RunError(
+                "M430",
+                "the loss does not depend on the model's outputs",
+                owner=OWNER,
+                why="the loss returned a tensor without a gradient",
+                fix="multiply masked terms by the log-probs' mask in place of leaving them out",
+            )
+        scalar.backward()  # type: ignore[no-untyped-call]
 
     def export_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The actor's weights, whole, under their HF names in the checkpoint's dtypes. Collective; all ranks yield."""
@@ -186,6 +218,15 @@ class FsdpBackend:
         for name in (source, target):
             self._put_away(name, unchanged=name == source)
         self._changed |= {target} - {"actor"}
+
+    def reset_optimizer(self) -> None:
+        """Forget the optimizer's moments.
+
+        Raises:
+            RunError: the actor is offloaded (M431).
+        """
+        self._present("actor")
+        self._optimizer.reset()
 
     def save(self, directory: Path) -> None:
         """Save model, optimizer, step count, overwritten copies and this rank's RNG. Collective."""
@@ -241,6 +282,7 @@ class FsdpBackend:
     def close(self) -> None:
         """Drop models and optimizer."""
         self._sets.clear()
+        self._replays.clear()
         self._parking.clear()
         self.__dict__.pop("_optimizer", None)
 

@@ -29,7 +29,7 @@ def miles_backend() -> Sequence[BackendRecord]:
             create="miles_fsdp.backend:FsdpBackend",
             options=FsdpOptions,
             summary="PyTorch FSDP2 (fully_shard) on CPU and GPU, for any causal LM of transformers",
-            capabilities=frozenset({"cpu", "cuda"}),
+            capabilities=frozenset({"cpu", "cuda", "routing_replay"}),
         )
     ]
 
