@@ -137,6 +137,23 @@ class Grader:
         return picked
 
 
+class Ungraded(Grader):
+    """For a run without a reward: samples stay as they are."""
+
+    def __init__(self) -> None:
+        self.name = "none"
+
+    async def grade(self, samples: Sequence[Sample], tally: Tally) -> None:
+        """Nothing to do."""
+
+    def with_key(self, key: str | None) -> Grader:
+        """Itself."""
+        return self
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
 def _float(value: object) -> float | None:
     """A number as a float, those of NumPy and the like included; None for anything else."""
     if isinstance(value, str | bytes) or not hasattr(type(value), "__float__"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from miles_core.config import DataOptions, RewardOptions, RolloutOptions
+from miles_core.config import DataOptions, RewardOptions, RolloutOptions, TeacherOptions
 from miles_core.data.source import Keys, PromptSet, PromptSource
 from miles_core.data.supervised import SupervisedSource
 from miles_core.data.tokens import PromptTokenizer
@@ -18,10 +18,11 @@ from miles_core.protocols import Advantage
 from miles_core.rollout.collector import Collector, generate_graded
 from miles_core.rollout.conversion import to_rows
 from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
-from miles_core.rollout.grading import Grader, Tally
+from miles_core.rollout.grading import Grader, Tally, Ungraded
 from miles_core.rollout.metrics import evaluation_metrics, rollout_metrics
 from miles_core.rollout.record import SAMPLES_PER_FILE, describe, write_samples
 from miles_core.rollout.sampling import SamplingPlan
+from miles_core.rollout.teacher import TeacherClient
 from miles_core.runtime.plan import RunPlan
 from miles_core.samples import Sample, SamplingParams
 from miles_core.serving.client import EngineClient
@@ -57,6 +58,7 @@ class RolloutManager:
         self._grader: Grader | None = None
         self._client: EngineClient | None = None
         self._collector: Collector | None = None
+        self._teacher: TeacherClient | None = None
         self._sets: list[tuple[EvaluationSet, PromptSet]] = []
 
     async def start(self, urls: Sequence[str]) -> ManagerInfo:
@@ -104,7 +106,9 @@ class RolloutManager:
         self._advantage: Advantage | None = create(plugins.advantage, self._config) if plugins.advantage else None
         if not plugins.supervised:
             assert self._client is not None
-            assert self._grader is not None
+            # Validation lets a run do without a reward only when its estimator reads none.
+            self._grader = self._grader or Ungraded()
+            self._teacher = await self._open_teacher()
             assert isinstance(self._source, PromptSource)
             filters = [create(ref, self._config) for ref in plugins.filters]
             limit = self._config.get(RewardOptions).reward_failure_limit
@@ -139,6 +143,9 @@ class RolloutManager:
         self._version = max([self._version, *versions])
         placement = self._plan.placement
         metrics = rollout_metrics(collected, seconds, placement.engines * placement.devices_per_engine, self._version)
+        if self._teacher is not None:
+            limit = self._config.get(RewardOptions).reward_failure_limit
+            metrics |= (await self._teacher.score(samples, limit, self._advance)).metrics()
         return RolloutResult(to_rows(samples, self._advantage), metrics, self._write(f"rollout_{rollout_id}", samples))
 
     async def evaluate(self, rollout_id: int) -> dict[str, float]:
@@ -187,12 +194,29 @@ class RolloutManager:
             await self._grader.close()
         if self._client is not None:
             await self._client.close()
+        if self._teacher is not None:
+            await self._teacher.close()
 
     def _advance(self, done: int, total: int) -> None:
         self._progress = {"done": done, "total": total}
 
     def _evaluated(self, before: int, total: int, done: int) -> None:
         self._advance(before + done, total)
+
+    async def _open_teacher(self) -> TeacherClient | None:
+        """The server that scores responses, where the estimator needs one; it has proved to work."""
+        options = self._config.get(TeacherOptions)
+        if self._advantage is None or "teacher_log_probs" not in self._advantage.needs or options.teacher_url is None:
+            return None
+        assert isinstance(self._source, PromptSource)
+        client = TeacherClient(options, self._config.get(RolloutOptions).rollout_temperature)
+        prompt = self._source.prompts.sample(0).prompt_ids
+        try:
+            await client.check(prompt if len(prompt) > 1 else prompt * 2)
+        except BaseException:
+            await client.close()
+            raise
+        return client
 
     def _max_prompt(self) -> int | None:
         options = self._config.get(RolloutOptions)

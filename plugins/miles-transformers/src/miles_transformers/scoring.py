@@ -58,7 +58,7 @@ def _logits(module: Any, inputs: dict[str, Any], places: Tensor, size: int) -> I
     hidden: list[Tensor] = []
     made: list[Tensor] = []
     plain = False
-    for chunk in places.split(size):
+    for chunk in torch.split(places, size):
         if plain:
             yield head(hidden[0].index_select(0, chunk))
             continue
