@@ -86,19 +86,25 @@ class Supervisor:
 
     def check(self) -> None:
         """Raise when Ray itself is broken, or the reaper; look for new child processes now and then."""
-        dead = self.cluster.dead_system_process()
-        if dead is not None:
-            whose = "the" if dead == "reaper" else "Ray's"
-            raise RunError(
-                "M483",
-                f"{whose} process {dead} (pid {self.cluster.system[dead].pid}) died",
-                owner="miles-core" if dead == "reaper" else f"ray {ray.__version__}",
-                why="it was killed or crashed",
-                fix="start the run again with --load to go on from the last saved state",
-            )
+        error = self._system_death()
+        if error is not None:
+            raise error
         if time.monotonic() - self._adopted > 1.0:
             self._adopted = time.monotonic()
             self.cluster.adopt()
+
+    def _system_death(self) -> RunError | None:
+        dead = self.cluster.dead_system_process()
+        if dead is None:
+            return None
+        whose = "the" if dead == "reaper" else "Ray's"
+        return RunError(
+            "M483",
+            f"{whose} process {dead} (pid {self.cluster.system[dead].pid}) died",
+            owner="miles-core" if dead == "reaper" else f"ray {ray.__version__}",
+            why="it was killed or crashed",
+            fix="start the run again with --load to go on from the last saved state",
+        )
 
     def _check(self, ref: Any) -> None:
         try:
@@ -127,6 +133,10 @@ class Supervisor:
     def _died(self, member: Member | None, error: BaseException | None = None) -> MilesError:
         # A process that raised takes its peers down: what it recorded is the cause, the death a consequence.
         failure = self._first_failure()
+        system = self._system_death()
+        if system is not None:
+            # Ray takes the run's processes along, and its news of their death can come first.
+            return system
         name = member.identity.name if member else "a process"
         if failure is not None and (member is None or failure.process == member.identity.name):
             return self._from_failure(failure)
@@ -144,6 +154,9 @@ class Supervisor:
 
     def _raised(self, error: BaseException) -> MilesError:
         failure = self._first_failure()
+        system = self._system_death()
+        if system is not None:
+            return system
         # An exception is often the echo of a killed peer (connection refused, collective aborted): the death is the cause.
         gone, _ = ray.wait([m.sentinel for m in self.members], num_returns=1, timeout=0)
         for member in self.members:
