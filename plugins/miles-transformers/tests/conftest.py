@@ -20,7 +20,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from miles_core.config import ClusterOptions
+from miles_core.config import ClusterOptions, RoutingOptions
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
 from miles_core.samples import GenerateRequest, GenerateResult, SamplingParams
@@ -52,6 +52,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "gemma2": lambda: Gemma2Config(**_SIZES, sliding_window=8, query_pre_attn_scalar=8),
     "qwen3_moe": lambda: Qwen3MoeConfig(**_SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    "half_dense": lambda: Qwen3MoeConfig(
+        **{**_SIZES, "num_hidden_layers": 3},
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=16,
+        mlp_only_layers=[1],
+    ),
 }
 
 
@@ -116,9 +123,10 @@ def serve(checkpoint: Callable[..., Path]) -> Iterator[Callable[..., Served]]:
     """Start engines; they are stopped at the end of the test."""
     engines = []
 
-    def start(kind: str = "qwen3", seed: int = 0, **options: Any) -> Served:
+    def start(kind: str = "qwen3", seed: int = 0, routes: bool = False, **options: Any) -> Served:
         defaults = {"kv_cache_tokens": 4096, "threads": 1}
-        engine = TransformersEngine(Config.of(TransformersOptions(**{**defaults, **options}), ClusterOptions(device="cpu")))
+        groups = TransformersOptions(**{**defaults, **options}), RoutingOptions(use_rollout_routing_replay=routes)
+        engine = TransformersEngine(Config.of(*groups, ClusterOptions(device="cpu")))
         url = engine.start(EngineLaunch(rank=0, model=checkpoint(kind, seed)))
         engines.append(engine)
         return Served(engine, url)

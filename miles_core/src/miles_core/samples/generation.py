@@ -40,12 +40,14 @@ class GenerateRequest:
     """One response to make. ``rid`` is unique in the run; ``input_ids`` are prompt ids plus any earlier response ids.
 
     ``logprob_start`` asks for the log-probs of the prompt's own tokens behind that position; None asks for none.
+    ``return_routed_experts`` asks for the experts of every token, of an engine with capability ``routed_experts``.
     """
 
     rid: str
     input_ids: Sequence[int]
     params: SamplingParams
     logprob_start: int | None = None
+    return_routed_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class GenerateResult:
         text: decoded ``output_ids``.
         input_log_probs: log-prob and id of every prompt token from ``logprob_start`` on, under the sampling temperature (1 for a
             temperature of 0); the first has no log-prob. None when none were asked for.
+        routed_experts: the experts that every token of prompt and response but the last went to, int32 in C order,
+            ``[tokens - 1, layers, top_k]``. None when they were not asked for, or no token was made.
     """
 
     rid: str
@@ -69,3 +73,4 @@ class GenerateResult:
     text: str
     prompt_tokens: int = 0
     input_log_probs: tuple[tuple[float | None, int], ...] | None = None
+    routed_experts: bytes | None = None

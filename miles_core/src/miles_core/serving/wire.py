@@ -5,6 +5,7 @@ Log-probs are float32 numbers held in Python floats; JSON writes and reads such 
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,8 @@ def encode_call(requests: Sequence[GenerateRequest], *, batched: bool, stream: b
     starts = [-1 if r.logprob_start is None else r.logprob_start for r in requests]
     if any(start >= 0 for start in starts):
         document["logprob_start_len"] = starts if batched else starts[0]
+    if any(r.return_routed_experts for r in requests):
+        document["return_routed_experts"] = True
     return dumps(document)
 
 
@@ -121,8 +124,9 @@ def decode_call(document: Any) -> GenerateCall:
         params.append(seen[id(entry)])
     return_logprob = _flag(document, "return_logprob")
     starts = _starts(document, prompts) if return_logprob else [None] * count
+    routed = [_flag(document, "return_routed_experts")] * count
     return GenerateCall(
-        requests=tuple(GenerateRequest(*fields) for fields in zip(rids, prompts, params, starts, strict=True)),
+        requests=tuple(GenerateRequest(*fields) for fields in zip(rids, prompts, params, starts, routed, strict=True)),
         batched=batched,
         stream=_flag(document, "stream"),
         return_logprob=return_logprob,
@@ -163,6 +167,8 @@ def encode_result(result: GenerateResult, *, return_logprob: bool = True, index:
         meta["output_token_logprobs"] = [(log_prob, token, None) for log_prob, token in pairs]
         if result.input_log_probs is not None:
             meta["input_token_logprobs"] = [(log_prob, token, None) for log_prob, token in result.input_log_probs]
+    if result.routed_experts is not None:
+        meta["routed_experts"] = base64.b64encode(result.routed_experts).decode()
     document: dict[str, Any] = {"text": result.text, "output_ids": result.output_ids, "meta_info": meta}
     if index is not None:
         document["index"] = index
@@ -196,7 +202,7 @@ def decode_result(document: Any, rid: str) -> GenerateResult | None:
         raise ValueError("output_ids and output_token_logprobs name different tokens")
     if not pairs and given and kind != FinishReason.ABORT:
         raise ValueError("the answer has tokens without log-probs")
-    inputs = meta.get("input_token_logprobs")
+    inputs, routed = meta.get("input_token_logprobs"), meta.get("routed_experts")
     version = str(meta.get("weight_version", "0"))
     return GenerateResult(
         rid=rid,
@@ -208,6 +214,7 @@ def decode_result(document: Any, rid: str) -> GenerateResult | None:
         text=str(document.get("text", "")),
         prompt_tokens=int(meta.get("prompt_tokens", 0)),
         input_log_probs=tuple((entry[0], entry[1]) for entry in inputs) if inputs is not None else None,
+        routed_experts=base64.b64decode(routed, validate=True) if routed is not None else None,
     )
 
 

@@ -13,6 +13,7 @@ from miles_core.samples import FinishReason
 from miles_transformers.graphs import StepRunner
 from miles_transformers.jobs import Job
 from miles_transformers.model import OWNER, LoadedModel
+from miles_transformers.routes import RouteRecorder
 from miles_transformers.rows import RowTable
 from miles_transformers.sampling import sample
 from miles_transformers.scoring import prompt_log_probs
@@ -31,13 +32,17 @@ class Decoder:
         tokens: size of the KV cache, all jobs together.
         prefill_tokens: most tokens of one prefill pass, with padding.
         graphs: whether steps on a GPU become CUDA graphs.
+        routes: whether jobs may ask for the experts of their tokens.
     """
 
-    def __init__(self, model: LoadedModel, rows: int, tokens: int, prefill_tokens: int, graphs: bool = True) -> None:
+    def __init__(
+        self, model: LoadedModel, rows: int, tokens: int, prefill_tokens: int, graphs: bool = True, routes: bool = False
+    ) -> None:
         self.model, self.rows, self.tokens, self.prefill_tokens = model, rows, tokens, prefill_tokens
         self.limit = min(model.context, tokens)
         self.table = RowTable(rows, model.vocab, model.device)
         self.runner = StepRunner(model, rows, graphs)
+        self.recorder = RouteRecorder(model, rows) if routes else None
         self.cache: SlotCache | None = None
         self._kept: SlotCache | None = None
         self.version = 0
@@ -147,7 +152,11 @@ class Decoder:
         positions = (columns - padding[:, None]).clamp_(min=0)
         distinct = last - first == len(prompts)
         self.cache.start_prefill(Prefill(first, last - first, None if distinct else source, padding if padded else None))
+        if self.recorder is not None:
+            self.recorder.start_prefill(ids.numel())
         logits = self.model.forward(ids, positions, mask, distance, self.cache)
+        if self.recorder is not None:
+            self._keep_prefilled(self.recorder, prompts, groups)
         for job in self.table.jobs[first:last]:
             if job.version is None:
                 job.version = self.version
@@ -159,10 +168,32 @@ class Decoder:
         table, count = self.table, self.table.count
         self._fit(0, table.longest + 1, int(max(job.limit for job in table.jobs)) if self._full() else 0)
         positions = table.length[:count]
+        if self.recorder is not None:
+            self.recorder.start_step()
         logits = self.runner.run(self.cache, table.last[:count], positions, table.longest + 1)
+        if self.recorder is not None:
+            self._keep_stepped(self.recorder)
         positions += 1
         table.host_lengths[:count] += 1
         return self._end(0, self._sample(0, count, logits))
+
+    @staticmethod
+    def _keep_prefilled(recorder: RouteRecorder, prompts: Sequence[tuple[int, ...]], groups: Sequence[Sequence[Job]]) -> None:
+        if any(job.request.return_routed_experts for group in groups for job in group):
+            noted = recorder.prefilled(len(prompts))
+            for routes, prompt, group in zip(noted, prompts, groups, strict=True):
+                for job in group:
+                    # A job that was evicted is computed anew, the tokens that it had made included.
+                    job.routes = [routes[-len(prompt) :]] if job.request.return_routed_experts else []
+        recorder.stop()
+
+    def _keep_stepped(self, recorder: RouteRecorder) -> None:
+        if any(job.request.return_routed_experts for job in self.table.jobs):
+            noted = recorder.stepped(self.table.count)
+            for row, job in enumerate(self.table.jobs):
+                if job.request.return_routed_experts:
+                    job.routes.append(noted[row : row + 1])
+        recorder.stop()
 
     def _full(self) -> bool:
         assert self.cache is not None

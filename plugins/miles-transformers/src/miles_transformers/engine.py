@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from miles_core.config import ClusterOptions
+from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import MilesError, RunError
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
@@ -52,7 +52,8 @@ class TransformersEngine:
         """See the protocol.
 
         Raises:
-            MilesError: ``M440`` no port, ``M451`` no device, ``M452`` no usable checkpoint, ``M453`` no room for the cache.
+            MilesError: ``M440`` no port, ``M451`` no device, ``M452`` no usable checkpoint, ``M453`` no room for the cache,
+                ``M436`` routes are asked for of a model that cannot tell them.
         """
         if self._server is not None:
             raise RunError("M454", "the engine was started twice", owner=OWNER)
@@ -62,10 +63,12 @@ class TransformersEngine:
         device = device_of(self._config.get(ClusterOptions).device, launch.devices)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        self.model = load_model(launch.model, device, options.dtype, options.attn_implementation)
+        exact = self._config.get(TrainingOptions).true_on_policy_mode
+        self.model = load_model(launch.model, device, options.dtype, options.attn_implementation, invariant=exact)
         self._weights = WeightStore(self.model.module, device)
         tokens = cache_tokens(self.model, options.kv_cache_tokens, options.kv_cache_share, options.max_batch)
-        decoder = Decoder(self.model, options.max_batch, tokens, options.prefill_tokens, options.cuda_graphs)
+        routes = self._config.get(RoutingOptions).use_rollout_routing_replay
+        decoder = Decoder(self.model, options.max_batch, tokens, options.prefill_tokens, options.cuda_graphs, routes)
         self.scheduler = Scheduler(decoder, self._missing, options.threads)
         self.seed = launch.seed
         server = ServerThread(engine_app(Service(self)), launch.host, launch.port)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from miles_core.samples import FinishReason, GenerateRequest
 
 
@@ -21,6 +23,8 @@ class Job:
         version: version of the weights that made its first token, the oldest of all its tokens.
         reason: why it ended; None before.
         input_log_probs: of the prompt's tokens, once they are scored; None before, and where nobody asked.
+        routes: the experts of the tokens that went through the model, int16: ``[T, layers, top_k]`` of the prefill, then
+            ``[1, layers, top_k]`` of each step. Empty where nobody asked.
     """
 
     request: GenerateRequest
@@ -34,11 +38,17 @@ class Job:
     version: int | None = None
     reason: FinishReason | None = None
     input_log_probs: tuple[tuple[float | None, int], ...] | None = None
+    routes: list[np.ndarray] = field(default_factory=list)
 
     @property
     def unscored(self) -> bool:
         """Whether its prompt's log-probs are asked for and not there yet."""
         return self.request.logprob_start is not None and self.input_log_probs is None
+
+    @property
+    def routed_experts(self) -> bytes | None:
+        """The routes of all its tokens but the last, int32, ``[tokens - 1, layers, top_k]``; None where there are none."""
+        return np.concatenate(self.routes).astype("<i4").tobytes() if self.routes else None
 
     @property
     def tokens(self) -> list[int]:

@@ -27,7 +27,9 @@ def miles_engine() -> Sequence[EngineRecord]:
             create="miles_transformers.engine:TransformersEngine",
             options=TransformersOptions,
             summary="Embedded: batched KV-cache decoding of any transformers causal LM on CPU or one GPU",
-            capabilities=frozenset({"cpu", "cuda", "batch_stream", "shared_file", "cuda_ipc", "broadcast", "disk"}),
+            capabilities=frozenset(
+                {"cpu", "cuda", "batch_stream", "routed_experts", "shared_file", "cuda_ipc", "broadcast", "disk"}
+            ),
         )
     ]
 

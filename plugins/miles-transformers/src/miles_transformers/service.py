@@ -71,8 +71,11 @@ class Service:
 
     def _check(self, requests: Sequence[GenerateRequest]) -> None:
         limit, vocab = self._scheduler.decoder.limit, self._model.vocab
+        routes = self._scheduler.decoder.recorder is not None
         checked: set[int] = set()
         for request in requests:
+            if request.return_routed_experts and not routes:
+                raise ValueError(f"{request.rid}: routed experts are only told with --use-rollout-routing-replay")
             if request.rid in self._live:
                 raise ValueError(f"rid {request.rid} is in use by a request that runs")
             ids = request.input_ids
@@ -124,6 +127,7 @@ class Service:
                     text=text,
                     prompt_tokens=len(job.request.input_ids),
                     input_log_probs=job.input_log_probs,
+                    routed_experts=job.routed_experts,
                 )
             )
         return results

@@ -1,4 +1,4 @@
-"""M275 to M277 and M433 to M435: routing replay of mixtures of experts."""
+"""M275 to M277 and M433 to M436: routing replay of mixtures of experts."""
 
 from __future__ import annotations
 
@@ -78,6 +78,18 @@ ROUTING_RUN: dict[str, Explanation] = {
             "M435 miles-fsdp 0.1.0: the routes of deepseek_v3 cannot be replayed: it has no routers of the kinds "
             "FlexOlmoTopKRouter, MixtralTopKRouter, OlmoeTopKRouter, Qwen2MoeTopKRouter, Qwen3MoeTopKRouter. Do: leave "
             "--use-routing-replay and --use-rollout-routing-replay out, or use another backend"
+        ),
+    ),
+    "M436": Explanation(
+        title="An engine whose model cannot tell its routes",
+        meaning=(
+            "With `--use-rollout-routing-replay` the engine notes which experts its routers choose. The model has no routers, or "
+            "routers that do not return their choice."
+        ),
+        remedy="Use `--use-routing-replay`, which records routes in the trainer, or another engine.",
+        example=(
+            "M436 miles-transformers 0.1.0: DeepseekV3ForCausalLM cannot tell its routes: its routers do not return the experts "
+            "that they choose. Do: leave --use-rollout-routing-replay out; --use-routing-replay needs nothing of the engine"
         ),
     ),
 }
