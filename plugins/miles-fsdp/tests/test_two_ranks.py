@@ -71,6 +71,10 @@ def test_outputs_equal_those_of_one_rank(tiny, root, rows, results):
         assert torch.allclose(results[name], log_probs, atol=1e-5)
 
 
+def test_a_teacher_is_shared_out_over_ranks(tiny, root, rows, results):
+    assert torch.allclose(results["teacher"], tiny.reference(root / "llama", rows[:4])[1], atol=1e-5)
+
+
 def test_steps_equal_those_of_one_rank(tiny, root, rows, results):
     backend = tiny.make_backend(root / "qwen3", lr=1e-2, lr_warmup_iters=1, lr_decay_style="cosine")
     for wanted in results["reports"]:

@@ -52,7 +52,7 @@ def main(rank: int, world: int, root: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root}/init", rank=rank, world_size=world, timeout=minute)
     results: dict[str, object] = {"gradients": gradients(root, rank, world)}
 
-    backend = helpers.make_backend(root / "qwen3", spec={"copies": ("ref",)}, **ADAM)
+    backend = helpers.make_backend(root / "qwen3", spec={"copies": ("ref",), "models": (("teacher", root / "llama"),)}, **ADAM)
     place = backend.parallel
     results["place"] = (place.data_size, place.reports, place.exports, place.data_group is not None)
     forward = backend.forward(share(rank, world, "thd"), helpers.REQUEST)
@@ -75,6 +75,8 @@ def main(rank: int, world: int, root: Path) -> None:
     backend.export_hf(root / "exported")
     start = torch.cat([o.log_probs for o in backend.forward(share(rank, world, "thd"), helpers.REQUEST, weights="ref")])
     results["ref"] = start
+    teacher = backend.forward(share(rank, world, "bshd"), helpers.REQUEST, weights="teacher")
+    results["teacher"] = torch.cat([outputs.log_probs for outputs in teacher])
     backend.copy_weights("actor", "ref")
     actor, copy = (backend.forward(share(rank, world, "bshd"), helpers.REQUEST, weights=name) for name in ("actor", "ref"))
     results["copied"] = all(torch.equal(a.log_probs, b.log_probs) for a, b in zip(actor, copy, strict=True))
