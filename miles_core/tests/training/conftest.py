@@ -57,11 +57,13 @@ class Kit:
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
 
-    def trainer(self, loss=None, advantage=None, *, backend_class=ToyBackend, per_token=False, rollout=None, **training) -> Trainer:
+    def trainer(
+        self, loss=None, advantage=None, *, backend_class=ToyBackend, per_token=False, rollout=None, algorithm=None, **training
+    ) -> Trainer:
         """A trainer around a toy model that is set up, with plain SGD."""
         config = Config.of(
             TrainingOptions(**{"lr": 0.1, "clip_grad": 0.0, **training}),
-            AlgorithmOptions(calculate_per_token_loss=per_token),
+            AlgorithmOptions(calculate_per_token_loss=per_token, **(algorithm or {})),
             rollout or RolloutOptions(logprob_diff_limit=100.0, logprob_diff_warn=100.0),
         )
         backend = backend_class(config, optimizer="sgd")

@@ -30,6 +30,8 @@ CASES = {
     "balanced": (ROWS, {**DYNAMIC, "balance": True}),
     "two steps": (ROWS[:12], {**DYNAMIC, "steps": 2}),
     "two steps per token": (ROWS[:12], {**DYNAMIC, "steps": 2, "per_token": True}),
+    "whitened": (ROWS[:12], {**DYNAMIC, "steps": 2, "algorithm": {"normalize_advantages": True}}),
+    "divided by a constant": (ROWS, {**DYNAMIC, "algorithm": {"loss_length_divisor": 9}}),
     "unequal tokens": (ROWS + LONG, {**DYNAMIC, "max_tokens_per_gpu": 25}),
     "one row": (ROWS[:1], {}),
     "one rank without information": (ONE_SIDED, {"micro_batch_size": 2}),

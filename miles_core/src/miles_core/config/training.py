@@ -52,11 +52,21 @@ class TrainingOptions:
         flag="--log-probs-max-tokens-per-gpu",
         help="The same cap for passes without gradients; --max-tokens-per-gpu when not given.",
     )
+    recompute_loss_function: bool = option(
+        False,
+        flag="--recompute-loss-function",
+        help="Compute the loss anew in the backward pass instead of keeping what it needs, to save memory.",
+    )
     log_probs_chunk_size: int = option(
         -1, flag="--log-probs-chunk-size", help="Rows of logits to turn into log-probs at a time; -1 takes all."
     )
     data_pad_size_multiplier: int = option(
         128, flag="--data-pad-size-multiplier", help="Pad micro-batches to a multiple of this many tokens (GPU only)."
+    )
+    true_on_policy_mode: bool = option(
+        False,
+        flag="--true-on-policy-mode",
+        help="Compute log-probs in engine and trainer alike to the last bit, and stop when they differ. On CPUs, in fp32.",
     )
     balance_data: bool = option(
         False, flag="--balance-data", help="Give data-parallel ranks about equal numbers of tokens (Karmarkar-Karp)."

@@ -149,6 +149,10 @@ class TrainingBackend(Protocol):
         """Overwrite one named weight set by another (``actor``, ``ref``, ...)."""
         ...
 
+    def reset_optimizer(self) -> None:
+        """Forget the optimizer's moments and its step count. The learning-rate schedule goes on. Collective."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Save model, optimizer, schedule and this rank's RNG for :meth:`load`. Collective; ``directory`` exists."""
         ...

@@ -125,6 +125,10 @@ class ToyBackend:
         """Overwrite one named weight set by another."""
         self._sets[target].load_state_dict(self._sets[source].state_dict())
 
+    def reset_optimizer(self) -> None:
+        """Drop Adam's moments."""
+        self._optimizer.state.clear()
+
     def save(self, directory: Path) -> None:
         """Save weights and optimizer; all ranks hold the same."""
         if self.parallel.rank == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from miles_core.errors import RunError, UsageError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 LOSS_INPUTS = frozenset({"old_log_probs", "rollout_log_probs", "ref_log_probs", "advantages", "returns", "entropy"})
 """What the trainer can give to a loss."""
-ADVANTAGE_INPUTS = frozenset({"old_log_probs", "ref_log_probs", "teacher_log_probs"})
+ADVANTAGE_INPUTS = frozenset({"old_log_probs", "ref_log_probs", "teacher_log_probs", "values"})
 """What the trainer can give to an advantage estimator."""
 
 FIRST_STEP_WARN = {"cpu": 1e-3}
@@ -53,23 +54,38 @@ def check_needs(loss: Loss, advantage: Advantage | None) -> None:
         )
 
 
-def check_rollout_log_probs(loss: Loss, complete: bool) -> None:
-    """Raise ``RunError`` (M411) when the loss needs rollout log-probs and a sample has none."""
-    if "rollout_log_probs" in loss.needs and not complete:
+def check_rollout_log_probs(who: str, log_probs: np.ndarray | None, mask: np.ndarray) -> None:
+    """Raise ``RunError`` (M411) when ``who`` needs rollout log-probs and an unmasked token has none."""
+    if (log_probs is None and mask.any()) or (log_probs is not None and np.isnan(log_probs[mask != 0]).any()):
         raise RunError(
             "M411",
-            f"{type(loss).__qualname__} needs rollout log-probs, and a sample has none",
-            owner=type(loss).__module__,
+            f"{who} needs rollout log-probs, and a sample has none",
+            owner=_OWNER,
             why="the response was not made by an engine, or the rollout function dropped them",
         )
 
 
-def check_difference(mean: float, largest: float, *, warn: float, limit: float, rollout_id: int, speak: bool) -> None:
+def check_difference(
+    mean: float, largest: float, *, warn: float, limit: float, rollout_id: int, speak: bool, exact: bool = False
+) -> None:
     """Compare the mean absolute difference of rollout and training log-probs with its bounds.
 
     Raises:
-        RunError: it is above ``limit``, or not a number (M413).
+        RunError: it is above ``limit``, or not a number (M413); or ``exact`` and not 0 (M491).
     """
+    if exact and largest != 0:
+        raise RunError(
+            "M491",
+            f"rollout {rollout_id}: rollout and training log-probs differ by {mean:.4g} on average, {largest:.4g} at most",
+            owner=_OWNER,
+            why="--true-on-policy-mode promises a difference of exactly 0",
+            fix=(
+                "run with --check-weight-update-equal, and see that engine and trainer run the same PyTorch on the same kind of "
+                "processor"
+            ),
+            mean=mean,
+            largest=largest,
+        )
     if not mean <= limit:
         raise RunError(
             "M413",

@@ -13,7 +13,7 @@ from miles_core.training.table import RowTable
 
 TOKEN_METRICS = (
     *("log_probs", "ref_log_probs", "rollout_log_probs", "teacher_log_probs", "opd_reverse_kl"),
-    *("advantages", "returns"),
+    *("advantages", "returns", "old_entropy", "ref_entropy", "values"),
 )
 """Means over samples of each sample's mean over its unmasked tokens; samples without any are left out."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from miles_core.errors import RunError
 from miles_core.protocols.loss import Loss, LossInputs, LossOutputs
+from miles_core.training import mismatch
 from miles_core.training.batch import MicroBatch, ModelOutputs
 from miles_core.training.reduce import weighted_sum
 
@@ -28,20 +32,22 @@ class Objective:
     Args:
         loss: per-token loss.
         compare: also sum how far the log-probs are from the old and from the rollout's.
+        recompute: compute the loss anew in the backward pass instead of keeping its intermediate results.
 
     Attributes:
         terms: weighted sums of the loss (``loss``), of its metrics, and of ``entropy`` when the model gave it.
-        gaps: sums of absolute differences: ``rollout``, ``rollout_tokens``, ``old``, ``old_tokens``; also ``log_probs``, the sum of
+        gaps: ``old``, the sum of absolute differences from the old log-probs, and ``old_tokens``; also ``log_probs``, the sum of
             the samples' mean log-probs.
-        largest_gap: of the differences from the rollout's log-probs; -1 when nothing was compared.
+        mismatch: sums of :mod:`miles_core.training.mismatch` against the rollout's log-probs; None when nothing was compared.
     """
 
-    def __init__(self, loss: Loss, *, compare: bool = False) -> None:
+    def __init__(self, loss: Loss, *, compare: bool = False, recompute: bool = False) -> None:
         self._loss = loss
+        self._recompute = recompute
         self._compare = compare
         self.terms: dict[str, torch.Tensor] = {}
         self.gaps: dict[str, torch.Tensor] = {}
-        self.largest_gap: torch.Tensor | None = None
+        self.mismatch: dict[str, torch.Tensor] | None = None
 
     def __call__(self, micro_batch: MicroBatch, outputs: ModelOutputs) -> torch.Tensor:
         """The micro-batch's share of the step's loss.
@@ -50,20 +56,25 @@ class Objective:
             RunError: the loss returned tensors of a wrong shape, or other metrics than before (M412).
         """
         data, log_probs = micro_batch.data, outputs.log_probs
+        if log_probs is None and outputs.values is not None:
+            # A critic has no policy; its loss must not need one.
+            log_probs = torch.zeros_like(outputs.values)
         assert log_probs is not None, "the backend returned no log-probs"
         current = log_probs.detach()
         given = {name: data[name] for name in _INPUTS if name in data}
-        result = self._loss(
-            LossInputs(
-                log_probs=log_probs,
-                mask=data["mask"],
-                lengths=micro_batch.lengths,
-                old_log_probs=data.get("old_log_probs", current),
-                values=outputs.values,
-                entropy=outputs.entropy,
-                **given,
-            )
+        inputs = LossInputs(
+            log_probs=log_probs,
+            mask=data["mask"],
+            lengths=micro_batch.lengths,
+            old_log_probs=data.get("old_log_probs", current),
+            values=outputs.values,
+            entropy=outputs.entropy,
+            **given,
         )
+        if self._recompute:
+            result: LossOutputs = checkpoint(self._loss, inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            result = self._loss(inputs)
         terms = {"loss": result.loss, **result.metrics}
         self._check(result, terms, log_probs)
         if outputs.entropy is not None and "entropy" not in terms:
@@ -73,20 +84,17 @@ class Objective:
             sums = {name: scalar if name == "loss" else weighted_sum(term, data[WEIGHT]) for name, term in terms.items()}
             self._add(self.terms, sums)
             if self._compare:
-                self._measure(data, current)
+                self._measure(data, micro_batch.lengths, current)
         return scalar
 
-    def _measure(self, data: dict[str, torch.Tensor], log_probs: torch.Tensor) -> None:
+    def _measure(self, data: dict[str, torch.Tensor], lengths: Sequence[int], log_probs: torch.Tensor) -> None:
         gaps = {"log_probs": weighted_sum(log_probs, data[SAMPLE_WEIGHT])}
         if "old_log_probs" in data:
             gaps["old"] = weighted_sum((log_probs - data["old_log_probs"]).abs(), data["mask"])
             gaps["old_tokens"] = data["mask"].sum()
         if COMPARED in data:
-            gap = (log_probs - data["rollout_log_probs"]).abs()
-            gaps["rollout"] = weighted_sum(gap, data[COMPARED])
-            gaps["rollout_tokens"] = data[COMPARED].sum()
-            largest = torch.where(data[COMPARED] != 0, gap, -1).max()
-            self.largest_gap = largest if self.largest_gap is None else torch.maximum(self.largest_gap, largest)
+            found = mismatch.sums(log_probs, data["rollout_log_probs"], data[COMPARED], lengths)
+            self.mismatch = mismatch.added(self.mismatch, found)
         self._add(self.gaps, gaps)
 
     @staticmethod

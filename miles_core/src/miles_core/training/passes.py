@@ -15,6 +15,9 @@ from miles_core.training.reduce import reduced
 from miles_core.training.routing import Routes
 from miles_core.training.table import RowTable
 
+NAMES = ("log_probs", "entropy", "values")
+"""Per-token outputs of a pass."""
+
 
 class Scorer:
     """Runs all rows of a rank through the model; the micro-batches are made on first use and serve every pass."""
@@ -30,8 +33,8 @@ class Scorer:
         self._multiple = multiple
         self._micro_batches: list[MicroBatch] | None = None
 
-    def log_probs(self, weights: str, routes: Routes | None = None) -> np.ndarray | None:
-        """Log-probs of every response token under the named weights, float32, ``[N + 1]``. Collective.
+    def outputs(self, weights: str, routes: Routes | None = None) -> dict[str, np.ndarray] | None:
+        """What the request asks for of every response token, float32, ``[N + 1]`` each, by :data:`NAMES`. Collective.
 
         None where the backend computes no loss.
 
@@ -44,8 +47,8 @@ class Scorer:
             micro_batches = [routes.attach(batch) for batch in micro_batches]
         return self._flat(self._backend.forward(micro_batches, self._request, weights=weights))
 
-    def recorded(self, weights: str) -> tuple[np.ndarray | None, Routes]:
-        """The same log-probs, and the experts that each token went to. Collective.
+    def recorded(self, weights: str) -> tuple[dict[str, np.ndarray] | None, Routes]:
+        """The same, and the experts that each token went to. Collective.
 
         Raises:
             RunError: the backend recorded none, or not of all tokens (M434).
@@ -55,14 +58,17 @@ class Scorer:
         found = Routes.recorded(self._table, micro_batches, outputs or [ModelOutputs()] * len(micro_batches))
         return self._flat(outputs if self._backend.parallel.computes_loss else None), found
 
-    def _flat(self, outputs: list[ModelOutputs] | None) -> np.ndarray | None:
-        micro_batches = self._made()
+    def _flat(self, outputs: list[ModelOutputs] | None) -> dict[str, np.ndarray] | None:
         if outputs is None:
             return None
-        flat = np.zeros(self._table.response_tokens + 1, np.float32)
-        values = torch.cat([output.log_probs for output in outputs if output.log_probs is not None]).float().cpu().numpy()
-        flat[np.concatenate([self._table.response_index(np.array(batch.rows)) for batch in micro_batches])] = values
-        return flat
+        places = np.concatenate([self._table.response_index(np.array(batch.rows)) for batch in self._made()])
+        found = {}
+        for name in NAMES:
+            parts = [part for output in outputs if (part := getattr(output, name)) is not None]
+            if parts:
+                found[name] = np.zeros(self._table.response_tokens + 1, np.float32)
+                found[name][places] = torch.cat(parts).float().cpu().numpy()
+        return found
 
     def _made(self) -> list[MicroBatch]:
         if self._micro_batches is None:

@@ -5,8 +5,9 @@ of one optimizer step::
 
     per sample (default):           sum_i (sum_t m x) / max(M_i, 1) / samples in the step
     --calculate-per-token-loss:     sum_i  sum_t m x / sum_i max(M_i, 1)
+    --loss-length-divisor L:        sum_i (sum_t m x) / L / samples in the step        (Dr. GRPO, arXiv:2503.20783)
 
-Both are a sum over tokens with constant weights, so that they do not depend on how the step is split.
+All are a sum over tokens with constant weights, so that they do not depend on how the step is split.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ def sample_weights(table: RowTable) -> np.ndarray:
     return (table.mask * np.repeat(means, table.response_lengths)).astype(np.float32)
 
 
-def token_weights(table: RowTable, count: StepCount, *, per_token: bool) -> np.ndarray:
+def token_weights(table: RowTable, count: StepCount, *, per_token: bool, divisor: int | None = None) -> np.ndarray:
     """The weight of every response token in an optimizer step with these global counts, float32, ``[N + 1]``."""
     if per_token:
         return (table.mask / np.float64(max(count.tokens, 1.0))).astype(np.float32)
+    if divisor is not None:
+        return (table.mask / np.float64(divisor * max(count.samples, 1))).astype(np.float32)
     return (sample_weights(table) / np.float64(max(count.samples, 1))).astype(np.float32)
 
 

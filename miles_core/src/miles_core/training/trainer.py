@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from miles_core.config import AlgorithmOptions, RolloutOptions, TeacherOptions, TrainingOptions
+from miles_core.config import AlgorithmOptions, RolloutOptions, RoutingOptions, TeacherOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_core.options import Config
 from miles_core.protocols.advantage import Advantage, AdvantageInputs
 from miles_core.protocols.backend import OutputRequest, StepReport, TrainingBackend
 from miles_core.protocols.loss import Loss
-from miles_core.training import checks
+from miles_core.training import checks, mismatch
 from miles_core.training.metrics import rollout_metrics
 from miles_core.training.objective import COMPARED, SAMPLE_WEIGHT, WEIGHT, Objective
 from miles_core.training.pack import pack
@@ -22,14 +22,16 @@ from miles_core.training.passes import Scorer
 from miles_core.training.plan import BinRule
 from miles_core.training.reduce import all_sums, reduced, row_counts, sample_weights, token_weights
 from miles_core.training.report import Clock, TrainReport
+from miles_core.training.routing import Routes
 from miles_core.training.rows import RankBatch
 from miles_core.training.table import RowTable
+from miles_core.training.whitening import whitened
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Rollout:
+class Rollout:
     """What is known about the rollout that is being trained on.
 
     ``fields`` holds flat per-token arrays, ``[N + 1]``, by field name of ``LossInputs``.
@@ -39,6 +41,7 @@ class _Rollout:
     table: RowTable
     clock: Clock = field(default_factory=Clock)
     fields: dict[str, np.ndarray] = field(default_factory=dict)
+    routes: Routes | None = None
     compared: bool = False
     steps: int = 0
     tokens: int = 0
@@ -50,7 +53,8 @@ class Trainer:
     """One rank of training, whole rollouts at a time. All methods are collective.
 
     Log-probs of the weights before the rollout's first optimizer step are computed in a pass of their own when the rollout has
-    several steps, or when the estimator needs them; else those of the only step's forward pass serve.
+    several steps, or when the estimator needs them; else those of the only step's forward pass serve. With
+    ``--use-routing-replay`` that pass is always made: it records the experts that every optimizer step then uses.
 
     A sample whose loss and gradient are exactly 0 is left out of an optimizer step and stays in its denominators: a fully masked
     one, and one with zero advantages everywhere if the loss says ``zero_advantage_is_zero_loss`` (and the estimator needs no
@@ -77,12 +81,22 @@ class Trainer:
         self.advantage = advantage
         self._needs = loss.needs | (advantage.needs if advantage is not None else frozenset())
         self._teacher_here = config.get(TeacherOptions).teacher_load is not None
-        self._per_token = config.get(AlgorithmOptions).calculate_per_token_loss
+        routing = config.get(RoutingOptions)
+        self._rollout_routes = routing.use_rollout_routing_replay
+        self._records_routes = routing.use_routing_replay and not self._rollout_routes
+        self._algorithm = config.get(AlgorithmOptions)
+        self._per_token = self._algorithm.calculate_per_token_loss
+        self._recompute = training.recompute_loss_function
         self._layout = training.qkv_format
         self._multiple = max(training.data_pad_size_multiplier, 1) if backend.device.type == "cuda" else 1
         self._rule, self._scoring_rule = BinRule.training(config), BinRule.scoring(config)
         self._warn, self._limit = rollout.logprob_diff_warn, rollout.logprob_diff_limit
-        self._scoring = OutputRequest(temperature=rollout.rollout_temperature, chunk_size=training.log_probs_chunk_size)
+        self._exact = training.true_on_policy_mode
+        self._scoring = OutputRequest(
+            entropy=self._algorithm.use_rollout_entropy,
+            temperature=rollout.rollout_temperature,
+            chunk_size=training.log_probs_chunk_size,
+        )
         self._training = OutputRequest(
             entropy="entropy" in loss.needs, temperature=rollout.rollout_temperature, chunk_size=training.log_probs_chunk_size
         )
@@ -98,13 +112,24 @@ class Trainer:
         Raises:
             RunError: an invariant does not hold (M411 to M417), see :mod:`miles_core.training.checks`.
         """
-        run = _Rollout(batch, RowTable(batch.rows))
-        parallel, device = self.backend.parallel, self.backend.device
+        return self.finish(self.begin(batch))
+
+    def begin(self, batch: RankBatch) -> Rollout:
+        """The part before the first optimizer step: passes and advantages."""
+        run = Rollout(batch, RowTable(batch.rows))
         self._prepare(run)
         self._score(run)
         self._advantages(run)
-        plan = self._plan(run)
+        return run
+
+    def finish(self, run: Rollout, *, steps: bool = True) -> TrainReport:
+        """The optimizer steps on what :meth:`begin` gave, unless there are to be none, and the report."""
+        parallel, device = self.backend.parallel, self.backend.device
+        if steps and self._algorithm.reset_optimizer_states:
+            self.backend.reset_optimizer()
+        plan = self._plan(run) if steps else []
         metrics = [self._step(run, step, rows, count) for step, (rows, count) in enumerate(plan)]
+        self._refresh_reference(run.batch.rollout_id)
         found = {}
         if parallel.computes_loss:
             known = "log_probs" in run.fields
@@ -123,7 +148,12 @@ class Trainer:
             reports=parallel.reports,
         )
 
-    def _oversize(self, run: _Rollout) -> dict[str, tuple[float, float]]:
+    def _refresh_reference(self, rollout_id: int) -> None:
+        interval = self._algorithm.ref_update_interval
+        if interval is not None and "ref_log_probs" in self._needs and (rollout_id + 1) % interval == 0:
+            self.backend.copy_weights("actor", "ref")
+
+    def _oversize(self, run: Rollout) -> dict[str, tuple[float, float]]:
         """Samples above the token cap, which train alone; all ranks' sum over 1."""
         if self._rule.cap is None:
             return {}
@@ -132,68 +162,96 @@ class Trainer:
             _log.warning("rollout %d: %d samples are longer than --max-tokens-per-gpu", run.batch.rollout_id, found)
         return {"oversize_samples": (float(found), 1.0 / self.backend.parallel.data_size)}
 
-    def _prepare(self, run: _Rollout) -> None:
+    def _prepare(self, run: Rollout) -> None:
         table = run.table
         run.fields |= {"mask": table.mask, SAMPLE_WEIGHT: sample_weights(table)}
         has = np.array([row.rollout_log_probs is not None for row in table.rows] + [True])
-        checks.check_rollout_log_probs(self.loss, bool(has.all()))
         from_engine = table.rollout_log_probs()
+        if "rollout_log_probs" in self.loss.needs:
+            checks.check_rollout_log_probs(type(self.loss).__qualname__, from_engine, table.mask)
         if from_engine is not None:
             run.fields["rollout_log_probs"] = from_engine
             run.fields[COMPARED] = table.mask * np.repeat(has, table.response_lengths)
 
-    def _score(self, run: _Rollout) -> None:
+    def _score(self, run: Rollout) -> None:
         """Reference and old log-probs, where needed."""
         scorer = Scorer(self.backend, run.table, self._scoring_rule, self._scoring, layout=self._layout, multiple=self._multiple)
         if "ref_log_probs" in self._needs:
             with run.clock("ref_log_probs"):
-                reference = scorer.log_probs("ref")
+                reference = scorer.outputs("ref")
             if reference is not None:
-                run.fields["ref_log_probs"] = reference
+                run.fields |= {f"ref_{name}": values for name, values in reference.items()}
         if "teacher_log_probs" in self._needs:
             self._score_teacher(run, scorer)
-        by_estimator = self.advantage is not None and "old_log_probs" in self.advantage.needs
-        if by_estimator or ("old_log_probs" in self.loss.needs and len(run.batch.steps) > 1):
-            with run.clock("log_probs"):
-                old = scorer.log_probs("actor")
-            if old is not None:
-                run.fields["old_log_probs"] = run.fields["log_probs"] = old
-                self._compare_pass(run, old)
+        if "values" in self._needs:
+            run.fields["values"] = run.table.extra("values")
+        if self._rollout_routes:
+            run.routes = Routes.of_rollout(run.table)
+        if self._algorithm.use_rollout_logprobs:
+            checks.check_rollout_log_probs("--use-rollout-logprobs", run.fields.get("rollout_log_probs"), run.table.mask)
+            run.fields["old_log_probs"] = run.fields["rollout_log_probs"]
+        if not self._scores_actor(len(run.batch.steps)):
+            return
+        weights = "old_actor" if self._algorithm.keep_old_actor else "actor"
+        with run.clock("log_probs"):
+            if self._records_routes:
+                old, run.routes = scorer.recorded(weights)
+            else:
+                old = scorer.outputs(weights, run.routes)
+        if old is not None:
+            run.fields |= {"log_probs": old["log_probs"]} | {f"old_{name}": old[name] for name in old.keys() - {"log_probs"}}
+            run.fields.setdefault("old_log_probs", old["log_probs"])
+            self._compare_pass(run, old["log_probs"])
 
-    def _score_teacher(self, run: _Rollout, scorer: Scorer) -> None:
+    def _scores_actor(self, steps: int) -> bool:
+        """Whether the old policy's log-probs take a pass of their own."""
+        options, by_estimator = self._algorithm, self.advantage is not None and "old_log_probs" in self.advantage.needs
+        if options.use_rollout_entropy or self._records_routes:
+            return True
+        if options.use_rollout_logprobs:
+            return False
+        return by_estimator or ("old_log_probs" in self.loss.needs and (steps > 1 or options.keep_old_actor))
+
+    def _score_teacher(self, run: Rollout, scorer: Scorer) -> None:
         """The teacher's log-probs of the policy's tokens: of a model here, or what the rows bring from a server."""
         if self._teacher_here:
             with run.clock("teacher_log_probs"):
-                teacher = scorer.log_probs("teacher")
+                scored = scorer.outputs("teacher")
+            teacher = None if scored is None else scored["log_probs"]
         else:
             teacher = run.table.extra("teacher_log_probs")
         if teacher is not None:
             run.fields["teacher_log_probs"] = teacher
 
-    def _compare_pass(self, run: _Rollout, old: np.ndarray) -> None:
-        total, count, largest = 0.0, 0.0, -1.0
+    def _compare_pass(self, run: Rollout, old: np.ndarray) -> None:
+        found = None
         if COMPARED in run.fields:
-            weights = run.fields[COMPARED].astype(np.float64)
-            gap = np.abs(old - run.fields["rollout_log_probs"])[weights != 0]
-            total, count = float(np.dot(gap, weights[weights != 0])), float(weights.sum())
-            largest = float(gap.max(initial=-1.0))
-        self._compare(run, total, count, largest)
+            train, rollout, compared = (
+                torch.from_numpy(values[:-1]) for values in (old, run.fields["rollout_log_probs"], run.fields[COMPARED])
+            )
+            found = mismatch.sums(train, rollout, compared, run.table.response_lengths[:-1].tolist())
+        self._compare(run, found)
 
-    def _compare(self, run: _Rollout, total: float, count: float, largest: float) -> None:
+    def _compare(self, run: Rollout, found: dict[str, torch.Tensor] | None) -> None:
         """Rollout against training log-probs, over all ranks."""
         run.compared = True
         parallel, device = self.backend.parallel, self.backend.device
-        sums = reduced(torch.tensor([total, count], dtype=torch.float64, device=device), parallel, "sum").tolist()
-        most = float(reduced(torch.tensor([largest], dtype=torch.float64, device=device), parallel, "max").item())
-        if not sums[1]:
-            return
-        mean = sums[0] / sums[1]
-        run.difference = {"train/train_rollout_logprob_abs_diff": mean, "train/train_rollout_logprob_abs_diff_max": most}
-        checks.check_difference(
-            mean, most, warn=self._warn, limit=self._limit, rollout_id=run.batch.rollout_id, speak=parallel.reports
-        )
+        zero, nothing = torch.zeros((), dtype=torch.float64), torch.tensor(-1.0, dtype=torch.float64)
+        totals = all_sums({name: found[name] if found else zero for name in mismatch.NAMES}, parallel, device)
+        most = (found["largest"] if found else nothing).to(device).reshape(1)
+        run.difference = mismatch.metrics(totals, float(reduced(most, parallel, "max").item()))
+        if run.difference:
+            checks.check_difference(
+                run.difference["train/train_rollout_logprob_abs_diff"],
+                run.difference["train/train_rollout_logprob_abs_diff_max"],
+                warn=self._warn,
+                limit=self._limit,
+                exact=self._exact,
+                rollout_id=run.batch.rollout_id,
+                speak=parallel.reports,
+            )
 
-    def _advantages(self, run: _Rollout) -> None:
+    def _advantages(self, run: Rollout) -> None:
         """Advantages and returns of this rank's rows; where no loss is computed, only if they decide on rows to leave out."""
         if self.advantage is None or not (self.backend.parallel.computes_loss or self._drops_zero):
             return
@@ -210,10 +268,13 @@ class Trainer:
                 )
             )
         checks.check_advantages(advantage, mask, outputs.advantages, outputs.returns)
-        for name, values in (("advantages", outputs.advantages), ("returns", outputs.returns)):
-            run.fields[name] = np.append(values.float().numpy(), np.float32(0))
+        advantages = outputs.advantages.float()
+        if self._algorithm.normalize_advantages:
+            advantages = whitened(advantages, mask, self.backend.parallel, self.backend.device)
+        for name, values in (("advantages", advantages), ("returns", outputs.returns.float())):
+            run.fields[name] = np.append(values.numpy(), np.float32(0))
 
-    def _plan(self, run: _Rollout) -> list[tuple[list[int], int]]:
+    def _plan(self, run: Rollout) -> list[tuple[list[int], int]]:
         """For each optimizer step, the rows to train on and the number of micro-batches, which is the same on all ranks."""
         table = run.table
         live = table.mask_sums > 0
@@ -225,7 +286,7 @@ class Trainer:
         agreed = reduced(torch.tensor(counts, device=self.backend.device), self.backend.parallel, "max").tolist()
         return list(zip(steps, agreed, strict=True))
 
-    def _step(self, run: _Rollout, step: int, rows: list[int], count: int) -> dict[str, float]:
+    def _step(self, run: Rollout, step: int, rows: list[int], count: int) -> dict[str, float]:
         """One optimizer step, and its metrics over all ranks."""
         if not count:
             zeros = {f"train/{name}": 0.0 for name in ("loss", "trained_samples", *sorted(self._zero_metrics))}
@@ -233,14 +294,16 @@ class Trainer:
         table, device = run.table, self.backend.device
         first = run.steps == 0
         with run.clock("data_preprocess"):
-            weights = token_weights(table, run.batch.counts[step], per_token=self._per_token)
+            divisor = self._algorithm.loss_length_divisor
+            weights = token_weights(table, run.batch.counts[step], per_token=self._per_token, divisor=divisor)
             fields = {name: values for name, values in run.fields.items() if name != "log_probs"} | {WEIGHT: weights}
             bins = self._rule.bins(table.lengths[rows].tolist(), count)
-            micro_batches = [
-                pack(table, [rows[i] for i in members], fields, layout=self._layout, multiple=self._multiple).to(device)
-                for members in bins
+            packed = [
+                pack(table, [rows[i] for i in members], fields, layout=self._layout, multiple=self._multiple) for members in bins
             ]
-        objective = Objective(self.loss, compare=first)
+            routes = run.routes
+            micro_batches = [(batch if routes is None else routes.attach(batch)).to(device) for batch in packed]
+        objective = Objective(self.loss, compare=first, recompute=self._recompute)
         with run.clock("actor_train"):
             report = self.backend.train_step(micro_batches, self._training, objective)
         run.steps += 1
@@ -248,7 +311,7 @@ class Trainer:
         checks.check_stable(self._unstable, run.batch.rollout_id)
         return self._metrics(run, step, rows, objective, report) if self.backend.parallel.computes_loss else {}
 
-    def _metrics(self, run: _Rollout, step: int, rows: list[int], objective: Objective, report: StepReport) -> dict[str, float]:
+    def _metrics(self, run: Rollout, step: int, rows: list[int], objective: Objective, report: StepReport) -> dict[str, float]:
         table, parallel, device = run.table, self.backend.parallel, self.backend.device
         in_step = np.array(run.batch.steps[step], np.int64)
         left_out = np.setdiff1d(in_step[table.mask_sums[in_step] > 0], rows)
@@ -276,9 +339,11 @@ class Trainer:
             metrics |= run.difference
         return metrics
 
-    def _first_step(self, run: _Rollout, rows: list[int], objective: Objective, totals: dict[str, float]) -> None:
+    def _first_step(self, run: Rollout, rows: list[int], objective: Objective, totals: dict[str, float]) -> None:
         parallel, gaps = self.backend.parallel, objective.gaps
-        if totals.get("gap old_tokens"):
+        # An old policy that is the engine's, or that an engine still serves, is not that of this step.
+        elsewhere = self._algorithm.use_rollout_logprobs or self._algorithm.keep_old_actor
+        if totals.get("gap old_tokens") and not elsewhere:
             checks.check_first_step(
                 totals["gap old"] / totals["gap old_tokens"],
                 device=self.backend.device,
@@ -287,6 +352,4 @@ class Trainer:
             )
         run.log_prob_sum = (float(gaps["log_probs"]), float(len(rows)))
         if not run.compared:
-            largest = -1.0 if objective.largest_gap is None else float(objective.largest_gap)
-            zero = torch.zeros(())
-            self._compare(run, float(gaps.get("rollout", zero)), float(gaps.get("rollout_tokens", zero)), largest)
+            self._compare(run, objective.mismatch)

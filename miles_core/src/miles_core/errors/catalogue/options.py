@@ -213,6 +213,24 @@ OPTIONS: dict[str, Explanation] = {
             "or leave the option out"
         ),
     ),
+    "M225": Explanation(
+        title="Two ways to average the loss",
+        meaning="`--calculate-per-token-loss` and `--loss-length-divisor` both say what a sample's loss is divided by.",
+        remedy="Leave one of them out.",
+        example=(
+            "M225 --loss-length-divisor 1024 (argument 5) does not go with --calculate-per-token-loss: both say what a sample's loss "
+            "is divided by. Do: leave one of them out"
+        ),
+    ),
+    "M226": Explanation(
+        title="A loss without its advantages",
+        meaning="`--disable-compute-advantages-and-returns` leaves out what the selected loss is made of.",
+        remedy="Leave the option out, or take a loss that needs no advantages, such as `sft_loss` or `custom_loss`.",
+        example=(
+            "M226 --disable-compute-advantages-and-returns (argument 5) does not go with --loss-type policy_loss: that loss needs "
+            "advantages. Do: leave it out, or take a loss that needs none"
+        ),
+    ),
     "M230": Explanation(
         title="A clip range that clips everything or nothing",
         meaning=(

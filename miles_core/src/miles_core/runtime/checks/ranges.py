@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from miles_core.config import (
+    AlgorithmOptions,
     CheckpointOptions,
     ClusterOptions,
+    CriticOptions,
     DataOptions,
     EvaluationOptions,
     RewardOptions,
@@ -67,6 +69,13 @@ RANGES: dict[type, dict[str, tuple[Test, str]]] = {
         "reward_workers": _at_least(1),
         "reward_failure_limit": _between(0, 1),
     },
+    CriticOptions: {
+        "critic_num_nodes": _at_least(1),
+        "critic_num_gpus_per_node": _at_least(1),
+        "critic_lr": _at_least(0),
+        "critic_lr_warmup_iters": _at_least(0),
+        "num_critic_only_steps": _at_least(0),
+    },
     TeacherOptions: {
         "teacher_timeout": _above(0),
         "teacher_concurrency": _at_least(1),
@@ -99,6 +108,7 @@ RANGES: dict[type, dict[str, tuple[Test, str]]] = {
         "eval_max_prompt_len": _at_least(1),
         "eval_min_new_tokens": _at_least(0),
     },
+    AlgorithmOptions: {"loss_length_divisor": _at_least(0), "ref_update_interval": _at_least(1)},
     CheckpointOptions: {"save_interval": _at_least(1), "save_total_limit": _at_least(1)},
     RunOptions: {"max_skipped_rollouts": _at_least(1)},
 }

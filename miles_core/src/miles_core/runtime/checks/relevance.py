@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from miles_core.config import (
+    AlgorithmOptions,
     CheckpointOptions,
     ClusterOptions,
     EvaluationOptions,
@@ -19,6 +20,10 @@ GENERATION = (
     *("rollout_temperature", "rollout_top_p", "rollout_top_k", "rollout_skip_special_tokens", "rollout_stop"),
     *("rollout_stop_token_ids", "rollout_request_timeout", "update_weight_buffer_size", "check_weight_update_equal"),
     *("logprob_diff_warn", "logprob_diff_limit"),
+)
+POLICY = (
+    *("normalize_advantages", "disable_compute_advantages_and_returns", "use_rollout_logprobs", "use_rollout_entropy"),
+    *("keep_old_actor", "ref_update_interval", "ref_load"),
 )
 ENGINES = (
     "rollout_engine_port",
@@ -60,6 +65,7 @@ def _supervised(report: Report) -> None:
     loss = selection.loss.name if selection.loss is not None else ""
     why = f"--loss-type {loss} trains on responses from the data"
     _warn(report, PluginOptions, ["advantage_estimator", "dynamic_sampling_filter_path"], why)
+    _warn(report, AlgorithmOptions, POLICY, why)
     idle = [selection.advantage]
     if not report.generates:
         _warn(report, PluginOptions, ["rm_type", "engine"], f"{why}, and the run does not evaluate")
