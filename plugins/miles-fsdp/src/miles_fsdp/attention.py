@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +16,25 @@ from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available
 
 from miles_core.errors import UsageError
+from miles_core.numerics.attention import causal, invariant_attention
 
 varlen_attn: Any = None
 with contextlib.suppress(ImportError):  # PyTorch before 2.10 has none
     from torch.nn.attention.varlen import varlen_attn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from miles_core.training.batch import MicroBatch
 
 OWNER = "miles-fsdp"
 PACKED = "miles_packed"
 """Name of our implementation in transformers' ``AttentionInterface``."""
+INVARIANT = "miles_packed_invariant"
+"""The same for ``--true-on-policy-mode``, by :func:`miles_core.numerics.attention.invariant_attention`."""
+
+Kernel: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None, int | None], torch.Tensor]"
+"""Causal attention of rows that start at column 0: query, key, value, scaling, window."""
 
 _HALF = (torch.float16, torch.bfloat16)
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -82,6 +91,7 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     packing: Packing | None = None,
+    kernel: Kernel | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal self-attention within each segment of a packed row, or of right-padded rows when ``packing`` is None.
@@ -95,18 +105,20 @@ def packed_attention(
         scaling: of the scores; None is ``D ** -0.5``.
         sliding_window: tokens that a query sees, itself included.
         packing: the segments of the packed row.
+        kernel: attention of padded rows; None is PyTorch's.
 
     Returns:
         ``[B, T, heads, D]``, and None for the attention weights.
     """
+    kernel = kernel or _causal
     if packing is None:
-        return _causal(query, key, value, scaling, sliding_window).transpose(1, 2), None
+        return kernel(query, key, value, scaling, sliding_window).transpose(1, 2), None
     if packing.restore is None:
         return _variable_length(query, key, value, scaling, sliding_window, packing), None
     parts = []
     for gather, rows, length in packing.groups:
         q, k, v = (_segments(x[0], gather, rows, length) for x in (query, key, value))
-        parts.append(_causal(q, k, v, scaling, sliding_window).transpose(1, 2).flatten(0, 1))
+        parts.append(kernel(q, k, v, scaling, sliding_window).transpose(1, 2).flatten(0, 1))
     padded = parts[0] if len(parts) == 1 else torch.cat(parts)
     return padded.index_select(0, packing.restore)[None], None
 
@@ -131,6 +143,12 @@ def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
     )
+
+
+def _invariant(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    return invariant_attention(query, key, value, causal(query.shape[2], window, query.device), scaling)
 
 
 def _variable_length(
@@ -161,6 +179,7 @@ def _variable_length(
 
 _VARLEN_GROUPS_HEADS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(INVARIANT, functools.partial(packed_attention, kernel=_invariant))
 
 
 def runs_variable_length(implementation: str, device: torch.device, compute: torch.dtype) -> bool:

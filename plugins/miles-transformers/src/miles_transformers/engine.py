@@ -64,7 +64,8 @@ class TransformersEngine:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         exact = self._config.get(TrainingOptions).true_on_policy_mode
-        self.model = load_model(launch.model, device, options.dtype, options.attn_implementation, invariant=exact)
+        attention = "sdpa" if exact else options.attn_implementation
+        self.model = load_model(launch.model, device, options.dtype, attention, invariant=exact)
         self._weights = WeightStore(self.model.module, device)
         tokens = cache_tokens(self.model, options.kv_cache_tokens, options.kv_cache_share, options.max_batch)
         routes = self._config.get(RoutingOptions).use_rollout_routing_replay

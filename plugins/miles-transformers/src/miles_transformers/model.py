@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from miles_core.errors import RunError, UsageError
+from miles_core.numerics.model import check_place, make_invariant
 from miles_transformers.attention import install
 from miles_transformers.slots import LayerShape, SlotCache
 
@@ -103,10 +104,14 @@ def device_of(setting: str, devices: tuple[int, ...]) -> torch.device:
     return torch.device("cuda", index)
 
 
-def load_model(path: Path, device: torch.device, dtype: str, attention: str) -> LoadedModel:
+def load_model(path: Path, device: torch.device, dtype: str, attention: str, *, invariant: bool = False) -> LoadedModel:
     """Load config, weights and tokenizer from an HF directory.
 
+    Args:
+        invariant: compute every token alike in every batch, see :mod:`miles_core.numerics`; ``attention`` is sdpa then.
+
     Raises:
+        UsageError: ``M278`` or ``M279``, the device or the model cannot be invariant.
         UsageError: ``M452``, the directory is no checkpoint, or its architecture keeps a cache that has no slots.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -134,8 +139,11 @@ def load_model(path: Path, device: torch.device, dtype: str, attention: str) -> 
         raise refuse(f"cannot load {path}", f"the weights do not fit the config: {', '.join(lacking[:3])}", "check the checkpoint")
     module.eval().requires_grad_(False)
     module.to(device)
+    if invariant:
+        check_place(device.type, OWNER)
+        make_invariant(module)
     if not eager:
-        install(module)
+        install(module, invariant=invariant)
     return LoadedModel(
         path=path,
         module=module,

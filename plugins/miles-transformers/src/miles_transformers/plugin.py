@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from miles_core.config import ClusterOptions
+from miles_core.config import ClusterOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_core.plugins.hookspecs import hookimpl
 from miles_core.plugins.records import EngineRecord
@@ -28,7 +28,10 @@ def miles_engine() -> Sequence[EngineRecord]:
             options=TransformersOptions,
             summary="Embedded: batched KV-cache decoding of any transformers causal LM on CPU or one GPU",
             capabilities=frozenset(
-                {"cpu", "cuda", "batch_stream", "routed_experts", "shared_file", "cuda_ipc", "broadcast", "disk"}
+                {
+                    *("cpu", "cuda", "batch_stream", "routed_experts", "true_on_policy"),
+                    *("shared_file", "cuda_ipc", "broadcast", "disk"),
+                }
             ),
         )
     ]
@@ -46,6 +49,10 @@ def miles_configure(event: Configure) -> None:
     ):
         if value < low:
             event.error(UsageError("M450", f"{flag} is {value}", owner=OWNER, fix=f"give {low} or more"))
+    if event.config.get(TrainingOptions).true_on_policy_mode and options.dtype == "bf16":
+        what = "--transformers-dtype bf16 contradicts --true-on-policy-mode"
+        why = "its exact difference of 0 is that of fp32"
+        event.error(UsageError("M278", what, owner=OWNER, why=why, fix="leave one of them out"))
     if not 0.0 < options.kv_cache_share < 1.0:
         what = f"--transformers-kv-cache-share is {options.kv_cache_share}"
         event.error(UsageError("M450", what, owner=OWNER, why="it is a share", fix="give a number above 0 and below 1"))
