@@ -79,10 +79,14 @@ PLUGIN = '''
             BackendRecord("toy", "toy.work:make", options=BackendOptions, capabilities=BOTH),
             BackendRecord("gpu-only", "toy.work:make", capabilities=frozenset({"cuda"})),
             BackendRecord("thief", "toy.work:make", options=ThiefOptions, capabilities=BOTH),
+            BackendRecord("routed", "toy.work:make", capabilities=BOTH | {"routing_replay"}),
         ]
     @hookimpl
     def miles_engine():
-        return [EngineRecord("toy", "toy.work:make", options=EngineOptions, capabilities=BOTH)]
+        return [
+            EngineRecord("toy", "toy.work:make", options=EngineOptions, capabilities=BOTH),
+            EngineRecord("routed", "toy.work:make", capabilities=BOTH | {"routed_experts"}),
+        ]
     @hookimpl
     def miles_advantage():
         return [
@@ -120,8 +124,8 @@ PLUGIN = '''
             raise RuntimeError("toy breaks")
 '''
 NAMES = {
-    "backend": ["toy", "gpu-only", "thief"],
-    "engine": ["toy"],
+    "backend": ["toy", "gpu-only", "thief", "routed"],
+    "engine": ["toy", "routed"],
     "advantage": ["mean", "other", "distil", "penalty"],
     "loss": ["clip", "imitate"],
     "reward": ["exact"],

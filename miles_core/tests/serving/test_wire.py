@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import struct
 
@@ -30,6 +32,22 @@ REQUESTS = [GenerateRequest("a", [1, 2, 3], PARAMS), GenerateRequest("b", [4], S
 def test_a_batched_call_survives_the_wire():
     call = wire.decode_call(json.loads(wire.encode_call(REQUESTS, batched=True, stream=True)))
     assert call == wire.GenerateCall(tuple(REQUESTS), batched=True, stream=True, return_logprob=True)
+
+
+def test_routes_survive_the_wire():
+    asked = [dataclasses.replace(request, return_routed_experts=True) for request in REQUESTS]
+    document = json.loads(wire.encode_call(asked, batched=True, stream=False))
+    assert document["return_routed_experts"] is True
+    assert wire.decode_call(document).requests == tuple(asked)
+    assert "return_routed_experts" not in json.loads(wire.encode_call(REQUESTS, batched=True, stream=False))
+    routes = struct.pack("<6i", 7, 0, -1, 255, 3, 127)
+    result = GenerateResult("a", (5,), (-0.5,), FinishReason.STOP, 1, "x", 2, routed_experts=routes)
+    answer = json.loads(wire.dumps(wire.encode_result(result)))
+    assert base64.b64decode(answer["meta_info"]["routed_experts"]) == routes
+    assert wire.decode_result(answer, "a") == result
+    answer["meta_info"]["routed_experts"] = "no base64"
+    with pytest.raises(ValueError, match="base64"):
+        wire.decode_result(answer, "a")
 
 
 def test_prompt_log_probs_survive_the_wire():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from miles_fsdp.checkpoint import HfWeights
+from miles_fsdp.options import FsdpOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_rank")]
 WORLD = 2
@@ -59,6 +60,17 @@ def test_gradients_are_summed_over_ranks(tiny, root, rows, results):
     assert len(results["gradients"]) == 8
     for case, found in results["gradients"].items():
         assert tiny.furthest(found, wanted[case.split()[0]]) < 1e-5, case
+
+
+def test_replayed_routes_are_those_of_every_rank(tiny, root, rows, results):
+    options = FsdpOptions(optimizer="sgd")
+    backend = tiny.make_backend(root / "moe", options=options, **tiny.PLAIN_SGD)
+    free = tiny.gradients(backend, [tiny.micro_batch(rows)])
+    backend = tiny.make_backend(root / "moe", options=options, **tiny.PLAIN_SGD)
+    wanted = tiny.gradients(backend, [tiny.routed(tiny.micro_batch(rows))])
+    assert tiny.furthest(free, wanted) > 0.1
+    for found in results["routed"].values():
+        assert tiny.furthest(found, wanted) < 2e-5
 
 
 def test_ranks_know_their_place(results):

@@ -51,6 +51,12 @@ def main(rank: int, world: int, root: Path) -> None:
     minute = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{root}/init", rank=rank, world_size=world, timeout=minute)
     results: dict[str, object] = {"gradients": gradients(root, rank, world)}
+    results["routed"] = {}
+    for recompute in (False, True):
+        options = FsdpOptions(optimizer="sgd", gradient_checkpointing=recompute)
+        backend = helpers.make_backend(root / "moe", options=options, **helpers.PLAIN_SGD)
+        batches = [helpers.routed(batch) for batch in share(rank, world, "thd")]
+        results["routed"][recompute] = helpers.gradients(backend, batches)
 
     backend = helpers.make_backend(root / "qwen3", spec={"copies": ("ref",), "models": (("teacher", root / "llama"),)}, **ADAM)
     place = backend.parallel
