@@ -69,3 +69,23 @@ def test_saving_and_loading_on_the_gpu(tiny, checkpoints, tmp_path):
     assert all(torch.equal(tensor, saved[name]) for name, tensor in other.export_weights())
     other.export_hf(tmp_path / "hf")
     assert (tmp_path / "hf" / "config.json").is_file()
+
+
+def test_a_teacher_waits_in_host_memory(tiny, checkpoints):
+    fp32 = FsdpOptions(precision="fp32")
+    backend = tiny.make_backend(
+        checkpoints / "qwen3", options=fp32, device="cuda", spec={"models": (("teacher", checkpoints / "llama"),)}
+    )
+    alone = tiny.make_backend(checkpoints / "qwen3", options=fp32, device="cuda")
+    held = [param.to_local().untyped_storage().nbytes() for param in backend._sets["teacher"].parameters()]
+    assert not any(held)
+    chosen = tiny.samples(6)
+    wanted = tiny.reference(checkpoints / "llama", chosen)[1]
+    for layout in ("thd", "bshd"):
+        batch = tiny.micro_batch(chosen, layout).to(backend.device)
+        for _ in range(2):
+            found = backend.forward([batch], tiny.REQUEST, weights="teacher")[0].log_probs
+            assert torch.allclose(found.cpu(), wanted, atol=1e-4), layout
+        actor = backend.forward([batch], tiny.REQUEST)[0].log_probs
+        assert torch.equal(actor, alone.forward([batch], tiny.REQUEST)[0].log_probs)
+    assert not any(param.to_local().untyped_storage().nbytes() for param in backend._sets["teacher"].parameters())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -66,3 +68,22 @@ def test_released_memory_is_free_and_weights_must_come_again(serve_on_gpu, reque
     engine.resume_memory()
     with pytest.raises(MilesError, match=r"M454 .*no version was committed since"):
         engine.resume()
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
+def test_prompts_are_scored_beside_decoding(serve_on_gpu, requests_of, reference, kind):
+    served = serve_on_gpu(kind)
+    made = served.generate(requests_of([3, 17, 9, 30], max_new_tokens=12, ignore_eos=True, temperature=0.7))
+    asked = requests_of([3, 17, 9, 30], temperature=0.7, max_new_tokens=0, name="s")
+    scoring = [
+        dataclasses.replace(request, input_ids=[*request.input_ids, *made[f"r{i}-0"].output_ids], logprob_start=0)
+        for i, request in enumerate(asked)
+    ]
+    decoding = requests_of([5, 8], samples=2, seed=4, max_new_tokens=20)
+    results = served.generate([*scoring, *decoding])
+    for i, request in enumerate(asked):
+        response = made[f"r{i}-0"]
+        found = [value for value, _ in results[request.rid].input_log_probs[-12:]]
+        assert found == pytest.approx(response.log_probs, abs=3e-5)
+    for request in decoding:
+        assert results[request.rid].log_probs == pytest.approx(reference(results[request.rid], request, kind), abs=3e-5)
