@@ -118,6 +118,17 @@ def test_a_head_that_is_too_small_is_refused(cli, teacher: Path) -> None:
     assert "scores 2 tokens and the policy can sample 3" in line
 
 
+def test_responses_that_are_too_long_for_it_are_refused(cli, teacher: Path) -> None:
+    (teacher / "config.json").write_text(json.dumps({"model_type": "toy", "vocab_size": 3, "max_position_embeddings": 20}))
+    load = f"--teacher-load {teacher}"
+    assert planned(cli, DISTIL, load, "--rollout-max-context-len 20")[0] == []
+    (line,) = planned(cli, DISTIL, load, "--rollout-max-context-len 21")[0]
+    assert line.startswith("M288")
+    assert "it has 20 positions" in line
+    (line,) = planned(cli, DISTIL, load, "--rollout-max-prompt-len 14")[0]
+    assert "may have 22 tokens" in line
+
+
 def test_tokens_that_cannot_be_read_are_warned_of(cli, teacher: Path) -> None:
     (teacher / "tokenizer.json").unlink()
     errors, warnings = planned(cli, DISTIL, f"--teacher-load {teacher}")

@@ -31,9 +31,12 @@ TEACHER_OPTIONS: dict[str, Explanation] = {
         ),
     ),
     "M288": Explanation(
-        title="A teacher with a smaller vocabulary",
-        meaning="The policy's vocabulary head has rows beyond the teacher's. It can sample ids that the teacher cannot score.",
-        remedy="Take a teacher whose `vocab_size` is at least the policy's.",
+        title="A teacher that is too small",
+        meaning=(
+            "The policy's vocabulary head has rows beyond the teacher's, so that it can sample ids that the teacher cannot score; "
+            "or prompt and response can have more tokens than the teacher has positions."
+        ),
+        remedy="Take a teacher whose `vocab_size` is at least the policy's, and lengths that it takes.",
         example=(
             "M288 models/small/config.json: --teacher-load models/small (argument 9) has a smaller vocabulary than the policy: "
             "it scores 151936 tokens and the policy can sample 152064. Do: take a teacher whose vocab_size is at least the policy's"

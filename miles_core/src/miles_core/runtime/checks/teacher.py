@@ -95,7 +95,25 @@ def _check_folder(report: Report, teacher: Path) -> None:
             why=f"it scores {sizes[1]} tokens and the policy can sample {sizes[0]}",
             fix="take a teacher whose vocab_size is at least the policy's",
         )
+    rollout = report.peek(RolloutOptions)
+    parts = (rollout.rollout_max_prompt_len, rollout.rollout_max_response_len)
+    longest = rollout.rollout_max_context_len or sum(part for part in parts if part is not None)
+    positions = _text(config).get("max_position_embeddings")
+    if isinstance(positions, int) and longest > positions:
+        report.error(
+            "M288",
+            f"{said} is too short for the policy's responses",
+            owner=str(teacher / CONFIG_FILE),
+            why=f"it has {positions} positions (max_position_embeddings), and prompt and response may have {longest} tokens",
+            fix="lower --rollout-max-context-len, or take another teacher",
+        )
     _compare_tokens(report, policy, teacher, said)
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a model's config that is about text."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
 
 
 def _compare_tokens(report: Report, policy: Path, teacher: Path, said: str) -> None:
@@ -121,8 +139,7 @@ def _compare_tokens(report: Report, policy: Path, teacher: Path, said: str) -> N
 
 def vocab_size(config: Mapping[str, Any]) -> int | None:
     """The rows of a model's vocabulary head, by its ``config.json``; None when it does not say."""
-    text = config.get("text_config")
-    size = (text if isinstance(text, Mapping) else config).get("vocab_size", config.get("vocab_size"))
+    size = _text(config).get("vocab_size", config.get("vocab_size"))
     return size if isinstance(size, int) else None
 
 
