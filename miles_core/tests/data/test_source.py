@@ -126,9 +126,35 @@ def test_a_source_goes_on_from_its_state(write, plain) -> None:
     source, other = (PromptSource(PromptSet(path, KEYS, plain), shuffle=True, seed=3) for _ in range(2))
     for count in (2, 4, 1):
         source.next_groups(count, 3)
+        source.settle()
     other.load_state(json.loads(json.dumps(source.state())))
     assert other.next_groups(9, 2) == source.next_groups(9, 2)
     assert other.state() == source.state()
+
+
+def test_prompts_given_back_come_first_under_their_numbers(write, plain) -> None:
+    source = PromptSource(PromptSet(write(*rows(9)), KEYS, plain), shuffle=False, seed=0)
+    first = source.next_groups(4, 2)
+    # While a rollout runs, a saved state has what is out as given back.
+    assert [place[1] for place in source.state()["returned"]] == [0, 1, 2, 3]
+    source.settle([1, 3])
+    other = PromptSource(PromptSet(write(*rows(9)), KEYS, plain), shuffle=False, seed=0)
+    other.load_state(json.loads(json.dumps(source.state())))
+    for each in (source, other):
+        again = each.next_groups(3, 2)
+        assert again[:2] == [first[1], first[3]]
+        assert [s.prompt for s in again[2]] == ["q4", "q4"]
+        assert [s.index for s in again[2]] == [8, 9]
+        each.settle()
+        assert each.state()["returned"] == []
+
+
+def test_prompts_given_back_to_groups_of_another_size_get_new_numbers(write, plain) -> None:
+    source = PromptSource(PromptSet(write(*rows(9)), KEYS, plain), shuffle=False, seed=0)
+    source.next_groups(2, 2)
+    source.settle([1])
+    (group,) = source.next_groups(1, 3)
+    assert [(s.prompt, s.index, s.group_index) for s in group] == [("q1", 4, 2), ("q1", 5, 2), ("q1", 6, 2)]
 
 
 def test_samples_and_groups_are_numbered_on(write, plain) -> None:

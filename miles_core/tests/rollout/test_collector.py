@@ -14,7 +14,7 @@ from miles_core.data.source import Keys, PromptSet, PromptSource
 from miles_core.data.tokens import PromptTokenizer
 from miles_core.errors import RunError
 from miles_core.protocols import Decision
-from miles_core.rollout.collector import FRUITLESS_WAVES, Collected, Collector
+from miles_core.rollout.collector import FRUITLESS_ROLLOUTS, Collected, Collector
 from miles_core.rollout.grading import Grader
 from miles_core.rollout.sampling import SamplingPlan
 from miles_core.samples import Invalid, Sample, SamplingParams, Scored
@@ -66,7 +66,7 @@ def test_without_filters_one_wave_is_enough(collect: Collect) -> None:
     collected = collect(4)
     assert numbers(collected) == [0, 1, 2, 3]
     assert [[s.index for s in group] for group in collected.groups] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
-    assert (collected.waves, collected.tally.graded) == (1, 12)
+    assert (collected.submissions, collected.tally.graded) == (1, 12)
     assert all(s.reward == s.index and s.response.startswith("q") for group in collected.groups for s in group)
 
 
@@ -74,7 +74,7 @@ def test_dropped_groups_are_replaced_by_the_next_prompts(collect: Collect) -> No
     collected = collect(4, keep_if(lambda g: g % 2 == 0))
     assert numbers(collected) == [0, 2, 4, 6]
     # Waves of 4, 2 and 1 groups: each as large as what is missing.
-    assert (collected.waves, len(collected.generated), collected.dropped) == (3, 21, Counter(unlucky=3))
+    assert (collected.submissions, len(collected.generated), collected.dropped) == (3, 21, Counter(unlucky=3))
     assert [s.index for s in collected.generated] == list(range(21))
 
 
@@ -107,14 +107,14 @@ def test_a_filter_sees_whole_graded_groups(collect: Collect) -> None:
 def test_endless_dropping_ends_the_run(collect: Collect, source: PromptSource) -> None:
     with pytest.raises(RunError, match="M401") as caught:
         collect(1, keep_if(lambda g: False))
-    assert f"unlucky {FRUITLESS_WAVES}" in caught.value.why
-    assert source.state()["groups"] == FRUITLESS_WAVES
+    assert f"unlucky {FRUITLESS_ROLLOUTS}" in caught.value.why
+    assert source.state()["groups"] == FRUITLESS_ROLLOUTS
 
 
 def test_a_group_now_and_then_is_no_endless_dropping(collect: Collect) -> None:
     collected = collect(2, keep_if(lambda g: g % 15 == 14))
     assert numbers(collected) == [14, 29]
-    assert collected.waves > FRUITLESS_WAVES
+    assert collected.submissions > FRUITLESS_ROLLOUTS
 
 
 def test_rewards_that_fail_are_told_before_filters_drop_forever(collect: Collect) -> None:

@@ -21,8 +21,8 @@ def sample(reward: float | None, tokens: int = 2, group: int = 0, **changes) -> 
 
 
 def metrics(*groups: list[Sample], **changes) -> dict[str, float]:
-    generated = [s for group in groups for s in group]
-    collected = Collected(list(groups), **{"tally": Tally(), "generated": generated, **changes})
+    tokens = sum(s.response_length for group in groups for s in group)
+    collected = Collected(list(groups), **{"tally": Tally(), "finished": list(groups), "tokens": tokens, **changes})
     return rollout_metrics(collected, seconds=2.0, devices=2, version=4)
 
 
@@ -31,7 +31,11 @@ def test_a_rollout() -> None:
     kept = [[sample(1.0, 1), sample(0.0, 3)], [sample(0.5, 4, status=Status.TRUNCATED), sample(None, 8, weight_versions=[(2, 8)])]]
     found = metrics(
         *kept,
-        generated=[*dropped, *kept[0], *kept[1]],
+        finished=[dropped, *kept],
+        tokens=36,
+        submissions=2,
+        resumed_groups=1,
+        surplus=3,
         tally=Tally(5, 1, 0),
         dropped=Counter({"zero_std_0.0": 1}),
     )
@@ -50,7 +54,15 @@ def test_a_rollout() -> None:
         "rollout/zero_std/count_0.5": 1.0,
         "rollout/dynamic_filter/drop_zero_std_0.0": 1.0,
         "rollout/generated_samples": 6.0,
-        "rollout/weight_version/max_lag": 2.0,
+        "rollout/submissions": 2.0,
+        "rollout/resumed_groups": 1.0,
+        "rollout/resumed_samples": 0.0,
+        "rollout/surplus_groups": 3.0,
+        "rollout/kept_groups": 0.0,
+        "rollout/returned_prompts": 0.0,
+        # 8 of 16 tokens are two versions old.
+        "rollout/staleness_mean": 1.0,
+        "rollout/staleness_max": 2.0,
         "perf/rollout_time": 2.0,
         # 36 tokens, those of dropped groups included, in 2 seconds on 2 devices.
         "perf/tokens_per_gpu_per_sec": 9.0,
@@ -70,8 +82,8 @@ def test_a_rollout_without_a_graded_sample_has_no_reward() -> None:
     assert "rollout/raw_reward" not in metrics([sample(None)])
 
 
-def test_a_rollout_without_an_engines_token_has_no_lag() -> None:
-    assert "rollout/weight_version/max_lag" not in metrics([sample(0.0, 0, weight_versions=[])])
+def test_a_rollout_without_an_engines_token_is_not_stale() -> None:
+    assert "rollout/staleness_max" not in metrics([sample(0.0, 0, weight_versions=[])])
 
 
 @pytest.mark.parametrize(("text", "expected"), [("ab" * 6000, 1.0), ("ab" * 5000, 0.0), (None, 0.0)])

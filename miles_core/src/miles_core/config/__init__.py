@@ -3,6 +3,7 @@
 from miles_core.config.algorithm import AlgorithmOptions
 from miles_core.config.checkpoint import CheckpointOptions
 from miles_core.config.cluster import ClusterOptions
+from miles_core.config.critic import CriticOptions
 from miles_core.config.data import DataOptions
 from miles_core.config.evaluation import EvaluationOptions
 from miles_core.config.plugins import PluginOptions
@@ -10,6 +11,7 @@ from miles_core.config.reward import RewardOptions
 from miles_core.config.rollout import RolloutOptions
 from miles_core.config.routing import RoutingOptions
 from miles_core.config.run import RunOptions
+from miles_core.config.sampling import SamplingOptions
 from miles_core.config.teacher import TeacherOptions
 from miles_core.config.training import TrainingOptions
 
@@ -17,9 +19,11 @@ CORE_GROUPS: tuple[type, ...] = (
     PluginOptions,
     ClusterOptions,
     RolloutOptions,
+    SamplingOptions,
     DataOptions,
     RewardOptions,
     AlgorithmOptions,
+    CriticOptions,
     TeacherOptions,
     RoutingOptions,
     TrainingOptions,
@@ -34,6 +38,7 @@ __all__ = [
     "AlgorithmOptions",
     "CheckpointOptions",
     "ClusterOptions",
+    "CriticOptions",
     "DataOptions",
     "EvaluationOptions",
     "PluginOptions",
@@ -41,6 +46,7 @@ __all__ = [
     "RolloutOptions",
     "RoutingOptions",
     "RunOptions",
+    "SamplingOptions",
     "TeacherOptions",
     "TrainingOptions",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,10 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def metadata(self, position: int) -> dict[str, Any]:
+        """The metadata of the row at a position, as read."""
+        return self.rows[position].mapping(self._keys.metadata)
 
     def sample(self, position: int) -> Sample:
         """A fresh sample of the prompt at a position; index and group are the caller's to set."""
@@ -147,34 +151,66 @@ class Cursor:
         return order
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A prompt that was handed out: its position in the data, the numbers of its group and first sample, and its samples."""
+
+    position: int
+    group: int
+    first: int
+    size: int
+
+
 class PromptSource:
-    """Groups of samples in the order of the run."""
+    """Groups of samples in the order of the run. Prompts that nobody used can be given back, and are next."""
 
     def __init__(self, prompts: PromptSet, *, shuffle: bool, seed: int) -> None:
         self.prompts = prompts
         self._cursor = Cursor(len(prompts), shuffle=shuffle, seed=seed)
         self._groups = 0
         self._samples = 0
+        self._out: dict[int, _Place] = {}
+        self._returned: list[_Place] = []
 
     def next_groups(self, count: int, n_samples: int) -> list[list[Sample]]:
-        """The next ``count`` prompts with ``n_samples`` fresh samples each, numbered on."""
-        groups = []
-        for position in self._cursor.take(count):
-            group = []
-            for _ in range(n_samples):
-                sample = self.prompts.sample(position)
-                sample.index, sample.group_index = self._samples, self._groups
-                self._samples += 1
-                group.append(sample)
-            self._groups += 1
-            groups.append(group)
+        """``count`` prompts with ``n_samples`` fresh samples each: those given back, under their old numbers, then others."""
+        groups: list[list[Sample]] = []
+        while self._returned and len(groups) < count:
+            place = self._returned.pop(0)
+            groups.append(self._group(place if place.size == n_samples else self._numbered(place.position, n_samples)))
+        for position in self._cursor.take(count - len(groups)):
+            groups.append(self._group(self._numbered(position, n_samples)))
         return groups
 
+    def settle(self, unused: Iterable[int] = ()) -> None:
+        """End a rollout: the groups with these numbers were not used, so that their prompts come next; all others were."""
+        self._returned = sorted([*self._returned, *(self._out[number] for number in unused)], key=lambda place: place.group)
+        self._out.clear()
+
     def state(self) -> dict[str, Any]:
-        """What :meth:`load_state` takes; plain JSON."""
-        return {"cursor": self._cursor.state(), "groups": self._groups, "samples": self._samples}
+        """What :meth:`load_state` takes; plain JSON. What is out while a rollout runs counts as given back."""
+        places = sorted([*self._returned, *self._out.values()], key=lambda place: place.group)
+        returned = [[place.position, place.group, place.first, place.size] for place in places]
+        return {"cursor": self._cursor.state(), "groups": self._groups, "samples": self._samples, "returned": returned}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved place."""
         self._cursor.load_state(state["cursor"])
         self._groups, self._samples = state["groups"], state["samples"]
+        self._returned = [_Place(*place) for place in state.get("returned", [])]
+        self._out.clear()
+
+    def _numbered(self, position: int, size: int) -> _Place:
+        place = _Place(position, self._groups, self._samples, size)
+        self._groups += 1
+        self._samples += size
+        return place
+
+    def _group(self, place: _Place) -> list[Sample]:
+        group = []
+        for index in range(place.first, place.first + place.size):
+            sample = self.prompts.sample(place.position)
+            sample.index, sample.group_index = index, place.group
+            group.append(sample)
+        self._out[place.group] = place
+        return group

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from miles_core.config import PluginOptions, RewardOptions
+from miles_core.config import CriticOptions, PluginOptions, RewardOptions
 from miles_core.errors import MilesError, PluginError
 from miles_core.options.config import Config
 from miles_core.options.option import Option, options_of
@@ -17,6 +17,10 @@ from miles_core.plugins.records import AlgorithmRecord
 from miles_core.plugins.refs import PluginRef
 
 FILTER_FLAG = "--dynamic-sampling-filter-path"
+OBJECTS = ("filter", "reward")
+"""Signatures of functions that stand in for a plugin, which its own kind loads."""
+PACKAGED = {"pop_first": "miles_core.rollout.buffer.pop_first"}
+"""Functions of core that go by a short name."""
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Selection:
 
     A plugin that the run does not need (the engine of a supervised run without evaluation) is here when it was named: its options
     exist and its errors count. ``needed`` says which kinds the run uses.
+    ``functions`` are those that options name by path and that stand in for no plugin, by the name of their signature.
     """
 
     host: PluginHost
@@ -35,7 +40,9 @@ class Selection:
     reward: PluginRef | None = None
     algo: PluginRef | None = None
     recipe: AlgorithmRecord | None = None
+    critic_loss: PluginRef | None = None
     filters: list[PluginRef] = field(default_factory=list)
+    functions: dict[str, PluginRef] = field(default_factory=dict)
     loggers: list[PluginRef] = field(default_factory=list)
     hooks: list[PluginRef] = field(default_factory=list)
     loaded: list[LoadedPlugin] = field(default_factory=list)
@@ -46,6 +53,11 @@ class Selection:
     def supervised(self) -> bool:
         """Whether responses come from the data."""
         return self.loss is not None and "supervised" in self.loss.capabilities
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the advantage estimator needs values of a critic."""
+        return not self.supervised and self.advantage is not None and "critic" in self.advantage.capabilities
 
     def options(self) -> list[Option]:
         """The options of every loaded plugin; a dataclass that two of them share comes once."""
@@ -129,11 +141,19 @@ def load_named(selection: Selection, config: Config, evaluates: bool) -> None:
     named = {name: where in USER_SOURCES for name, where in source.items()}
     selection.engine = load("engine", chosen.engine, named["engine"] or not alone or evaluates)
     selection.advantage = load("advantage", chosen.advantage_estimator, named["advantage_estimator"] or not alone)
+    if selection.has_critic:
+        selection.critic_loss = load("loss", config.peek(CriticOptions).critic_loss_type)
     if chosen.rm_type is not None:
         selection.reward = load("reward", chosen.rm_type)
     if rewards.custom_rm_path is not None:
         selection.reward = adhoc(rewards.custom_rm_path, "reward", "--custom-rm-path")
     _load_filters(selection, config, load, adhoc)
+    for option, value in config.items():
+        signature = option.declared.signature
+        if signature is not None and signature not in OBJECTS and value.value is not None:
+            ref = adhoc(PACKAGED.get(value.value, value.value), signature, option.flag)
+            if ref is not None:
+                selection.functions[signature] = ref
     selection.loggers = [ref for name in chosen.logger if (ref := load("logger", name))]
     selection.hooks = [ref for name in chosen.hooks if (ref := load("hooks", name))]
     _name_disagreement(selection, config)

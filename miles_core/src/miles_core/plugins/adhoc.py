@@ -53,6 +53,48 @@ SIGNATURES: dict[str, Signature] = {
         "a number, a dict of numbers or a Score",
         "miles_core.plugins.adapters:FunctionReward",
     ),
+    "buffer_filter": Signature(
+        "function",
+        (("buffer", "num_samples"), ("args", "rollout_id", "buffer", "num_samples")),
+        False,
+        "the groups that it removed from the buffer",
+        "miles_core.rollout.hooks:BufferFilter",
+    ),
+    "sample_filter": Signature(
+        "function",
+        (("groups",), ("args", "groups")),
+        False,
+        "nothing: it sets remove_sample of samples",
+        "miles_core.rollout.hooks:SampleFilter",
+    ),
+    "all_samples": Signature(
+        "function",
+        (("groups",), ("args", "groups", "get_samples")),
+        False,
+        "nothing",
+        "miles_core.rollout.hooks:AllSamples",
+    ),
+    "reward_post_process": Signature(
+        "function",
+        (("samples",), ("args", "samples")),
+        False,
+        "(raw_rewards, rewards), one of each per sample",
+        "miles_core.rollout.hooks:RewardPostProcess",
+    ),
+    "convert": Signature(
+        "function",
+        (("samples",), ("args", "samples")),
+        False,
+        "a list of TrainRow, or a dict of lists",
+        "miles_core.rollout.hooks:Converter",
+    ),
+    "data_postprocess": Signature(
+        "function",
+        (("rollout_id", "rollout_data"), ("args", "rollout_id", "rollout_data")),
+        False,
+        "nothing: it changes rollout_data",
+        "miles_core.rollout.hooks:DataPostprocess",
+    ),
 }
 """The signatures that an option can name (``option(signature=...)``)."""
 
@@ -108,10 +150,12 @@ def choose_call(function: Callable[..., Any], signature: str, path: str, flag: s
         form = inspect.signature(function)
     except (TypeError, ValueError) as error:
         raise _bad(path, flag, f"its signature cannot be read: {error}", fix) from error
-    # Exactly the required arguments first: fn(args, sample, **kwargs) takes two, fn(sample, strict=False) takes one.
+    # Exactly the required arguments first: fn(args, sample, **kwargs) takes two, fn(sample, strict=False) takes one. Then the name
+    # decides: fn(args, rollout_id=None, buffer=None, num_samples=0) is no fn(buffer, num_samples).
+    leading = next(iter(form.parameters), "") == "args"
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = sum(p.kind in positional and p.default is p.empty for p in form.parameters.values())
-    for call in sorted(rule.calls, key=lambda call: len(call) != required):
+    for call in sorted(rule.calls, key=lambda call: (len(call) != required, (call[0] == "args") != leading)):
         try:
             form.bind(*call)
         except TypeError:

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from miles_core.protocols import Advantage
+from miles_core.rollout.hooks import RewardPostProcess
+from miles_core.rollout.routing import whole_routes
 from miles_core.samples import Sample, Status
 from miles_core.training.rows import TrainRow
 
 
-def to_rows(samples: Sequence[Sample], advantage: Advantage | None) -> list[TrainRow]:
+def to_rows(
+    samples: Sequence[Sample],
+    advantage: Advantage | None,
+    *,
+    penalty: Callable[[Sample], float] | None = None,
+    post_process: RewardPostProcess | None = None,
+) -> list[TrainRow]:
     """One row per sample, in order.
 
     Rewards are shaped over the samples that could be graded; one that could not has an all-zero mask, and still counts in the
     batch. A response without a token, which leaves nothing to train on, is represented by the prompt's last token, masked.
+
+    Args:
+        penalty: added to each reward before the estimator shapes them.
+        post_process: what ``--custom-reward-post-process-path`` names, in place of the estimator.
     """
     graded = [s for s in samples if s.reward is not None]
-    shaped: dict[int, float] = {}
-    if advantage is not None and graded:
-        values = advantage.shape_rewards([s.reward for s in graded if s.reward is not None], [s.group_index for s in graded])
-        shaped = {s.index: value for s, value in zip(graded, values, strict=True)}
-    return [_row(sample, shaped.get(sample.index, 0.0)) for sample in samples]
+    raw = [s.reward for s in graded if s.reward is not None]
+    shaped = [0.0] * len(graded)
+    if post_process is not None and graded:
+        raw, shaped = post_process(graded)
+    elif advantage is not None and graded:
+        rewards = raw if penalty is None else [r + penalty(s) for r, s in zip(raw, graded, strict=True)]
+        shaped = advantage.shape_rewards(rewards, [s.group_index for s in graded])
+    found = {s.index: pair for s, pair in zip(graded, zip(raw, shaped, strict=True), strict=True)}
+    return [_row(sample, *found.get(sample.index, (math.nan, 0.0))) for sample in samples]
 
 
-def _row(sample: Sample, reward: float) -> TrainRow:
+def _row(sample: Sample, raw_reward: float, reward: float) -> TrainRow:
     empty = sample.response_length == 0
+    extras = {}
+    if sample.teacher_log_probs is not None and not empty:
+        extras["teacher_log_probs"] = np.asarray(sample.teacher_log_probs, np.float32)
     log_probs: np.ndarray | None = None
     if sample.rollout_log_probs is not None and not empty:
         log_probs = np.asarray(sample.rollout_log_probs, np.float32)
@@ -39,10 +59,12 @@ def _row(sample: Sample, reward: float) -> TrainRow:
         response_length=1 if empty else sample.response_length,
         mask=np.zeros(1, np.float32) if empty else _mask(sample),
         reward=reward,
-        raw_reward=float("nan") if sample.reward is None else sample.reward,
+        raw_reward=raw_reward,
         rollout_log_probs=log_probs,
         truncated=sample.status is Status.TRUNCATED,
         version=min((version for version, _ in sample.weight_versions), default=-1),
+        extras=extras,
+        routes=whole_routes(sample),
     )
 
 

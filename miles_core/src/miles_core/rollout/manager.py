@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from miles_core.config import DataOptions, RewardOptions, RolloutOptions, TeacherOptions
+from miles_core.config import DataOptions, RewardOptions, RolloutOptions, RoutingOptions, SamplingOptions, TeacherOptions
 from miles_core.data.source import Keys, PromptSet, PromptSource
 from miles_core.data.supervised import SupervisedSource
 from miles_core.data.tokens import PromptTokenizer
 from miles_core.options import Config
 from miles_core.plugins import PluginRef, create
-from miles_core.protocols import Advantage
-from miles_core.rollout.collector import Collector, generate_graded
+from miles_core.protocols import Advantage, Reward
+from miles_core.rollout.buffer import GroupBuffer
+from miles_core.rollout.collector import Collector, Refill, generate_graded
 from miles_core.rollout.conversion import to_rows
 from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
 from miles_core.rollout.grading import Grader, Tally, Ungraded
 from miles_core.rollout.metrics import evaluation_metrics, rollout_metrics
 from miles_core.rollout.record import SAMPLES_PER_FILE, describe, write_samples
+from miles_core.rollout.row_rewards import RowRewards
 from miles_core.rollout.sampling import SamplingPlan
+from miles_core.rollout.shaping import OverlongShaping
 from miles_core.rollout.teacher import TeacherClient
+from miles_core.runtime.experts import Experts, experts_of
 from miles_core.runtime.plan import RunPlan
 from miles_core.samples import Sample, SamplingParams
 from miles_core.serving.client import EngineClient
 from miles_core.training.rows import TrainRow
+
+ROLLOUT_HOOKS = ("buffer_filter", "sample_filter", "all_samples", "reward_post_process", "convert")
+"""Functions named by options that are called here."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,14 @@ class RolloutManager:
         """
         data, options = self._config.get(DataOptions), self._config.get(RolloutOptions)
         plugins = self._plan.plugins
+        self._hooks = {name: create(ref, self._config) for name, ref in plugins.functions.items() if name in ROLLOUT_HOOKS}
         tokenizer = PromptTokenizer(
             self._plan.checkpoint, apply_chat_template=data.apply_chat_template, template_options=data.apply_chat_template_kwargs
         )
         self._tokenizer = tokenizer
         keys = Keys(data.input_key, data.label_key, data.metadata_key, data.tool_key)
         assert data.prompt_data is not None
+        prompts: PromptSet | None = None
         if plugins.supervised:
             self._supervised = SupervisedSource(
                 data.prompt_data,
@@ -103,6 +113,8 @@ class RolloutManager:
         if plugins.reward is not None:
             rewards = self._config.get(RewardOptions)
             self._grader = self._make_grader(plugins.reward, rewards.reward_key)
+            files = [source for source in (prompts, *(found for _, found in self._sets)) if source is not None]
+            info.notices.extend(self._grader.notices(each.metadata(position) for each in files for position in range(len(each))))
         self._advantage: Advantage | None = create(plugins.advantage, self._config) if plugins.advantage else None
         if not plugins.supervised:
             assert self._client is not None
@@ -112,7 +124,10 @@ class RolloutManager:
             assert isinstance(self._source, PromptSource)
             filters = [create(ref, self._config) for ref in plugins.filters]
             limit = self._config.get(RewardOptions).reward_failure_limit
-            self._collector = Collector(self._client, self._source, self._grader, filters, self._plan.batch.n_samples, limit)
+            size = self._plan.batch.n_samples
+            self._collector = Collector(
+                self._client, self._source, self._grader, filters, size, limit, self._make_buffer(), self._refill()
+            )
         return info
 
     async def generate(self, rollout_id: int) -> RolloutResult:
@@ -126,7 +141,7 @@ class RolloutManager:
         if self._collector is None:
             samples = self._supervised.next_samples(count)
             metrics = {"perf/rollout_time": time.perf_counter() - started}
-            return RolloutResult(to_rows(samples, None), metrics, self._write(f"rollout_{rollout_id}", samples))
+            return RolloutResult(self._rows(samples, None), metrics, self._write(f"rollout_{rollout_id}", samples))
         options = self._config.get(RolloutOptions)
         plan = SamplingPlan(
             self._params(
@@ -135,18 +150,29 @@ class RolloutManager:
             options.rollout_max_context_len,
             options.rollout_seed,
             f"rollout-{rollout_id}",
+            self._routed(),
+            self._decode,
         )
-        collected = await self._collector.collect(count, plan, self._advance)
+        collected = await self._collector.collect(count, plan, self._advance, rollout_id)
         seconds = time.perf_counter() - started
         samples = [sample for group in collected.groups for sample in group]
-        versions = [version for sample in samples for version, _ in sample.weight_versions]
+        versions = [version for sample in [*samples, *collected.generated] for version, _ in sample.weight_versions]
         self._version = max([self._version, *versions])
         placement = self._plan.placement
         metrics = rollout_metrics(collected, seconds, placement.engines * placement.devices_per_engine, self._version)
+        if "sample_filter" in self._hooks:
+            self._hooks["sample_filter"](collected.groups)
+        metrics["rollout/removed_samples"] = float(sum(sample.removed for sample in samples))
         if self._teacher is not None:
             limit = self._config.get(RewardOptions).reward_failure_limit
             metrics |= (await self._teacher.score(samples, limit, self._advance)).metrics()
-        return RolloutResult(to_rows(samples, self._advantage), metrics, self._write(f"rollout_{rollout_id}", samples))
+        if "all_samples" in self._hooks:
+            self._hooks["all_samples"](collected.finished, self._more_groups)
+        penalty = self._overlong()
+        if penalty is not None:
+            metrics["rollout/overlong_penalty"] = statistics.fmean(map(penalty, samples))
+        rows = self._rows(samples, penalty)
+        return RolloutResult(rows, metrics, self._write(f"rollout_{rollout_id}", samples))
 
     async def evaluate(self, rollout_id: int) -> dict[str, float]:
         """Evaluate every set; each prompt is sampled with the same seeds every time."""
@@ -174,15 +200,18 @@ class RolloutManager:
 
     def state(self) -> dict[str, Any]:
         """What must be saved to go on from here; plain JSON."""
-        return {"source": self._source.state()}
+        buffer = [] if self._collector is None else self._collector.buffer.state()
+        return {"source": self._source.state(), "buffer": buffer}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
 
         Raises:
-            UsageError: the data is not that of the saved state (M316).
+            UsageError: the data or the samples per prompt are not those of the saved state (M316, M409).
         """
         self._source.load_state(state["source"])
+        if self._collector is not None:
+            self._collector.buffer.load_state(state["buffer"], self._plan.batch.n_samples)
 
     def progress(self) -> dict[str, int]:
         """Samples done and in all of what is going on."""
@@ -218,6 +247,45 @@ class RolloutManager:
             raise
         return client
 
+    def _routed(self) -> Experts | None:
+        """How the model's routes look, where the engines are to tell them."""
+        wanted = self._config.get(RoutingOptions).use_rollout_routing_replay
+        return experts_of(self._plan.checkpoint) if wanted else None
+
+    def _make_buffer(self) -> GroupBuffer:
+        pick = self._hooks.get("buffer_filter")
+        return GroupBuffer() if pick is None else GroupBuffer(pick, pick.name)
+
+    def _refill(self) -> Refill:
+        options = self._config.get(SamplingOptions)
+        return Refill(options.over_sampling_batch_size, options.partial_rollout, options.mask_offpolicy_in_partial_rollout)
+
+    def _overlong(self) -> OverlongShaping | None:
+        options = self._config.get(RewardOptions)
+        if not options.overlong_buffer_ratio:
+            return None
+        limit = self._config.get(RolloutOptions).rollout_max_response_len
+        assert limit is not None
+        return OverlongShaping(limit, options.overlong_buffer_ratio, options.overlong_penalty_factor)
+
+    def _rows(self, samples: Sequence[Sample], penalty: OverlongShaping | None) -> list[TrainRow]:
+        if "convert" in self._hooks:
+            rows: list[TrainRow] = self._hooks["convert"](samples)
+            return rows
+        return to_rows(samples, self._advantage, penalty=penalty, post_process=self._hooks.get("reward_post_process"))
+
+    def _more_groups(self, count: int) -> list[list[Sample]]:
+        """Fresh groups for a function that asks for them; their prompts are used with that."""
+        assert isinstance(self._source, PromptSource)
+        groups = self._source.next_groups(count, self._plan.batch.n_samples)
+        self._source.settle()
+        return groups
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        skip = self._config.get(RolloutOptions).rollout_skip_special_tokens
+        text: str = self._tokenizer.tokenizer.decode(list(ids), skip_special_tokens=skip)
+        return text
+
     def _max_prompt(self) -> int | None:
         options = self._config.get(RolloutOptions)
         limits = [options.rollout_max_prompt_len]
@@ -230,7 +298,10 @@ class RolloutManager:
         return PromptSet(each.path, keys, self._tokenizer, each.max_prompt_len)
 
     def _make_grader(self, ref: PluginRef, key: str | None) -> Grader:
-        return Grader(create(ref, self._config), ref.name, key)
+        reward: Reward = create(ref, self._config)
+        if ref.adapter is None:
+            reward = RowRewards(reward, ref.name, self._config)
+        return Grader(reward, ref.name, key)
 
     def _params(
         self, temperature: float, top_p: float, top_k: int, max_new_tokens: int | None, min_new_tokens: int = 0

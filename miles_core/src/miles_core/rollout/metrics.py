@@ -44,12 +44,10 @@ def rollout_metrics(collected: Collected, seconds: float, devices: int, version:
     metrics |= {f"rollout/zero_std/count_{value:g}": count for value, count in equal.items()}
     metrics |= {f"rollout/dynamic_filter/drop_{reason}": count for reason, count in collected.dropped.items()}
     metrics["rollout/generated_samples"] = len(collected.generated)
-    oldest = [v for s in samples for v, _ in s.weight_versions]
-    if oldest:
-        metrics["rollout/weight_version/max_lag"] = version - min(oldest)
-    tokens = sum(s.response_length for s in collected.generated)
+    metrics |= _leftovers(collected)
+    metrics |= _staleness(samples, version)
     metrics["perf/rollout_time"] = seconds
-    metrics["perf/tokens_per_gpu_per_sec"] = tokens / max(seconds, 1e-9) / max(devices, 1)
+    metrics["perf/tokens_per_gpu_per_sec"] = collected.tokens / max(seconds, 1e-9) / max(devices, 1)
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -61,6 +59,30 @@ def evaluation_metrics(name: str, samples: Sequence[Sample]) -> dict[str, float]
     metrics[f"eval/{name}-truncated_ratio"] = _share(s.status is Status.TRUNCATED for s in samples)
     metrics[f"eval/{name}/reward_failures"] = float(len(samples) - len(rewards))
     return metrics
+
+
+def _leftovers(collected: Collected) -> dict[str, float]:
+    """What came from earlier rollouts, and what this one leaves to the next."""
+    return {
+        "rollout/submissions": collected.submissions,
+        "rollout/resumed_groups": collected.resumed_groups,
+        "rollout/resumed_samples": collected.resumed_samples,
+        "rollout/surplus_groups": collected.surplus,
+        "rollout/kept_groups": collected.kept,
+        "rollout/returned_prompts": collected.returned,
+    }
+
+
+def _staleness(samples: Sequence[Sample], version: int) -> dict[str, float]:
+    """How many versions of the weights ago each response token was made; nothing when no engine made any."""
+    lags = [(version - made, tokens) for s in samples for made, tokens in s.weight_versions if tokens]
+    if not lags:
+        return {}
+    total = sum(tokens for _, tokens in lags)
+    return {
+        "rollout/staleness_mean": sum(lag * tokens for lag, tokens in lags) / total,
+        "rollout/staleness_max": max(lag for lag, _ in lags),
+    }
 
 
 def _responses(samples: Sequence[Sample]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from miles_core.plugins.refs import PluginRef
@@ -12,7 +13,8 @@ from miles_core.plugins.refs import PluginRef
 class PluginPlan:
     """The implementations that the run uses.
 
-    A supervised run (SFT) has no advantage, and an engine and a reward only to evaluate.
+    A supervised run (SFT) has no advantage, and an engine and a reward only to evaluate. ``critic_loss`` is there when the
+    advantage needs a critic. ``functions`` are those that options name by path, by the name of their signature.
     """
 
     backend: PluginRef
@@ -24,6 +26,8 @@ class PluginPlan:
     loggers: tuple[PluginRef, ...] = ()
     hooks: tuple[PluginRef, ...] = ()
     algo: PluginRef | None = None
+    critic_loss: PluginRef | None = None
+    functions: Mapping[str, PluginRef] = field(default_factory=dict)
 
     @property
     def supervised(self) -> bool:
@@ -33,7 +37,10 @@ class PluginPlan:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Batch arithmetic. ``rollout_batch_size`` prompts x ``n_samples`` = ``steps_per_rollout`` x ``global_batch_size`` samples."""
+    """Batch arithmetic. ``rollout_batch_size`` prompts x ``n_samples`` = ``steps_per_rollout`` x ``global_batch_size`` samples.
+
+    In the first ``critic_only_rollouts`` rollouts the actor is not trained.
+    """
 
     rollout_batch_size: int
     n_samples: int
@@ -41,10 +48,16 @@ class BatchPlan:
     steps_per_rollout: int
     num_rollout: int
     rollouts_per_epoch: int | None
+    critic_only_rollouts: int = 0
 
     @property
     def train_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the actor in the whole run."""
+        return max(self.num_rollout - self.critic_only_rollouts, 0) * self.steps_per_rollout
+
+    @property
+    def critic_steps(self) -> int:
+        """Optimizer steps of the critic in the whole run."""
         return self.num_rollout * self.steps_per_rollout
 
 
@@ -54,12 +67,13 @@ class PlacementPlan:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        trainers: training ranks, one per device.
+        trainers: ranks that train the actor, one per device.
         engines: engine processes.
         devices_per_engine: devices of one engine.
         colocate: engines use the trainers' devices, in turn.
         offload_train, offload_rollout: whether each side frees the device for the other.
         communication: ``gloo`` or ``nccl``.
+        critics: ranks that train the critic, one per device: the trainers' devices when colocated, else their own.
         engine_port: port of the first engine, the others take those that follow; None for free ones.
     """
 
@@ -72,12 +86,20 @@ class PlacementPlan:
     offload_rollout: bool
     communication: str
     engine_port: int | None = None
+    critics: int = 0
 
     @property
     def devices(self) -> int:
         """Devices that the run takes in all."""
-        own = 0 if self.colocate else self.engines * self.devices_per_engine
-        return max(self.trainers + own, self.engines * self.devices_per_engine)
+        generation = self.engines * self.devices_per_engine
+        if self.colocate:
+            return max(self.trainers, self.critics, generation)
+        return self.trainers + self.critics + generation
+
+    @property
+    def critics_take_turns(self) -> bool:
+        """Whether actor and critic free the devices for each other."""
+        return self.critics > 0 and self.colocate and self.offload_train
 
 
 @dataclass(frozen=True)
@@ -90,3 +112,8 @@ class RunPlan:
     run_dir: Path
     checkpoint: Path
     resume_from: Path | None = None
+
+
+def critic_folder(save_hf: Path) -> Path:
+    """Where the critic is exported to, beside the actor: ``DIR-critic``."""
+    return save_hf.with_name(f"{save_hf.name}-critic")

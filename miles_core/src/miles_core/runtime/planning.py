@@ -8,21 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from miles_core.config import PluginOptions, RewardOptions, RunOptions
+from miles_core.config import AlgorithmOptions, PluginOptions, RewardOptions, RunOptions, SamplingOptions
 from miles_core.errors import MilesError, PluginError, UsageErrors
 from miles_core.options import Config
 from miles_core.options.resolve import Resolved
 from miles_core.plugins import events
 from miles_core.runtime.checks import Report
+from miles_core.runtime.checks.algorithm import check_algorithm
 from miles_core.runtime.checks.batch import check_batch
 from miles_core.runtime.checks.checkpoint import check_checkpoint
+from miles_core.runtime.checks.critic import check_critic
 from miles_core.runtime.checks.data import check_prompts
 from miles_core.runtime.checks.evaluation import check_evaluation
 from miles_core.runtime.checks.placement import Machine, check_placement
 from miles_core.runtime.checks.ranges import check_partners, check_ranges
 from miles_core.runtime.checks.relevance import check_relevance
 from miles_core.runtime.checks.resume import check_resume
+from miles_core.runtime.checks.routing import check_routing
+from miles_core.runtime.checks.sampling import check_sampling
 from miles_core.runtime.checks.teacher import check_teacher
+from miles_core.runtime.checks.true_on_policy import check_true_on_policy
 from miles_core.runtime.plan import BatchPlan, PlacementPlan, PluginPlan, RunPlan
 
 
@@ -70,15 +75,20 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
     report.warnings += resolved.warnings
     check_ranges(report)
     check_partners(report)
+    check_algorithm(report)
     check_relevance(report)
     _check_reward(report)
     placement, trainers = check_placement(report, Machine.here() if machine is None else machine)
     checkpoint = check_checkpoint(report)
+    check_sampling(report)
     check_teacher(report)
+    check_true_on_policy(report)
+    check_routing(report)
     prompt_rows = check_prompts(report)
     eval_rows = check_evaluation(report)
     batch = check_batch(report, trainers, prompt_rows)
     state = check_resume(report, checkpoint)
+    check_critic(report, state)
     _configure(report, resolved)
 
     planned = Planned(report.config, None, report.errors, report.warnings, prompt_rows, eval_rows)
@@ -114,18 +124,23 @@ def _plan(report: Report, placement: PlacementPlan, batch: BatchPlan, checkpoint
     assert chosen.backend is not None
     assert chosen.loss is not None
     report.use(PluginOptions, *PluginOptions.__dataclass_fields__)
-    report.use(RewardOptions, "custom_rm_path")
+    report.use(RewardOptions, "custom_rm_path", "custom_reward_post_process_path")
+    report.use(SamplingOptions, *(name for name in SamplingOptions.__dataclass_fields__ if name.endswith("_path")))
     report.use(RunOptions, "run_dir")
+    without_advantages = report.peek(AlgorithmOptions).disable_compute_advantages_and_returns
+    report.use(AlgorithmOptions, "disable_compute_advantages_and_returns")
     plugins = PluginPlan(
         backend=chosen.backend,
         loss=chosen.loss,
         engine=chosen.engine if report.generates else None,
-        advantage=None if report.supervised else chosen.advantage,
+        advantage=None if report.supervised or without_advantages else chosen.advantage,
         reward=chosen.reward if report.generates else None,
         filters=() if report.supervised else tuple(chosen.filters),
+        functions=dict(chosen.functions),
         loggers=tuple(chosen.loggers),
         hooks=tuple(chosen.hooks),
         algo=chosen.algo,
+        critic_loss=chosen.critic_loss,
     )
     run_dir = report.peek(RunOptions).run_dir
     return RunPlan(

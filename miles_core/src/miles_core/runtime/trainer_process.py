@@ -2,81 +2,57 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from miles_core.config import AlgorithmOptions, ClusterOptions, RolloutOptions, TeacherOptions, TrainingOptions
-from miles_core.options import Config
+from miles_core.config import AlgorithmOptions, RolloutOptions, TeacherOptions
 from miles_core.runtime.engine_handle import RayEngineHandle
-from miles_core.runtime.identity import ProcessIdentity, free_port, host_address, recorded
-from miles_core.runtime.plan import RunPlan
-from miles_core.runtime.watch import Watched
+from miles_core.runtime.identity import host_address, recorded
+from miles_core.runtime.rank_process import RankProcess
 
 
-class TrainerProcess(Watched):
-    """One rank. Methods are collective: the driver calls them on all ranks at once."""
-
-    def __init__(self, identity: ProcessIdentity, config: Config, plan: RunPlan) -> None:
-        super().__init__(identity)
-        self.config = config
-        self.plan = plan
-        self.rank = identity.rank
-        self.world = plan.placement.trainers
-
-    @recorded
-    def rendezvous(self, spans_nodes: bool) -> tuple[str, int]:
-        """Address and port at which the ranks meet; asked of rank 0. Loopback unless the run spans nodes."""
-        host = host_address() if spans_nodes else "127.0.0.1"
-        return host, free_port(host)
+class TrainerProcess(RankProcess):
+    """One rank of the actor."""
 
     @recorded
     def setup(self, address: tuple[str, int]) -> dict[str, Any]:
         """Join the other ranks, build the model, and load the run state when the plan resumes one."""
-        import torch
-        import torch.distributed as dist
-
         from miles_core.plugins import create
         from miles_core.protocols import ModelSpec
         from miles_core.training.trainer import Trainer
 
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        host, port = address
-        minutes = self.config.get(ClusterOptions).distributed_timeout_minutes
-        backend = "gloo" if self.plan.placement.communication == "gloo" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(
-            backend,
-            init_method=f"tcp://{f'[{host}]' if ':' in host else host}:{port}",
-            rank=self.rank,
-            world_size=self.world,
-            timeout=datetime.timedelta(minutes=minutes),
-        )
+        self.join(address, self.plan.placement.trainers)
         plugins = self.plan.plugins
         loss: Any = create(plugins.loss, self.config)
         advantage: Any = create(plugins.advantage, self.config) if plugins.advantage else None
         needs = loss.needs | (advantage.needs if advantage is not None else frozenset())
-        self.backend: Any = create(plugins.backend, self.config)
-        torch.manual_seed(self.config.get(TrainingOptions).seed + self.rank)
+        self.backend = create(plugins.backend, self.config)
         self.backend.setup(
             ModelSpec(
                 checkpoint=self.plan.checkpoint,
                 train_steps=self.plan.batch.train_steps,
-                copies=("ref",) if "ref_log_probs" in needs else (),
+                copies=self._copies(needs),
                 copy_sources=self._copy_sources(),
                 models=self._further_models(needs),
             )
         )
-        self.trainer = Trainer(self.config, self.backend, loss, advantage)
+        function = plugins.functions.get("data_postprocess")
+        hook = create(function, self.config) if function is not None else None
+        self.trainer = Trainer(self.config, self.backend, loss, advantage, hook)
         if self.plan.resume_from is not None:
             self.backend.load(self.plan.resume_from / "trainer")
         self._publisher: Any = None
         # Ranks that met over loopback share a node with the engines.
+        host = address[0]
         self._host = host if host == "127.0.0.1" else host_address()
         return {"data_size": self.backend.parallel.data_size}
+
+    def _copies(self, needs: frozenset[str]) -> tuple[str, ...]:
+        reference = ("ref",) if "ref_log_probs" in needs else ()
+        return (*reference, "old_actor") if self.config.get(AlgorithmOptions).keep_old_actor else reference
 
     def _copy_sources(self) -> tuple[tuple[str, Path], ...]:
         reference = self.config.get(AlgorithmOptions).ref_load
@@ -92,12 +68,29 @@ class TrainerProcess(Watched):
         return self.trainer.train(ray.get(batches[self.backend.parallel.data_rank]))
 
     @recorded
+    def begin(self, batches: Sequence[Any], values: Sequence[Any]) -> Any:
+        """Advantages of this rank's share, with the critic's ``values``; gives a reference to the returns, None without any."""
+        from miles_core.training.exchange import ByIndex, TokenArrays
+
+        batch = ray.get(batches[self.backend.parallel.data_rank])
+        self._begun = self.trainer.begin(ByIndex(ray.get(list(values)), name="values", source="critic").attached(batch))
+        returns = self._begun.fields.get("returns")
+        return None if returns is None else ray.put(TokenArrays.of(self._begun.table, returns))
+
+    @recorded
+    def finish(self, steps: bool) -> Any:
+        """Train on what :meth:`begin` began, or with ``steps`` off only report on it."""
+        return self.trainer.finish(self._begun, steps=steps)
+
+    @recorded
     def publish(self, version: int, engines: Sequence[Any], resume: bool) -> Any:
         """Send the weights to the engines, and let them ``resume``; returns the report of a rank that sent, None elsewhere."""
         from miles_core.weights.publisher import WeightPublisher, drain
         from miles_core.weights.transports import open_transport
 
         options = self.config.get(RolloutOptions)
+        if self.config.get(AlgorithmOptions).keep_old_actor:
+            self.backend.copy_weights("actor", "old_actor")
         mine = self._my_engines(engines)
         if not mine:
             drain(self.backend.export_weights())
@@ -124,32 +117,8 @@ class TrainerProcess(Watched):
         return list(range(len(engines))) if self.rank == 0 else []
 
     @recorded
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of a run state."""
-        self.backend.save(directory)
-
-    @recorded
-    def export_hf(self, directory: Path) -> None:
-        """Write the model as an HF directory."""
-        self.backend.export_hf(directory)
-
-    @recorded
-    def offload(self) -> None:
-        """Free the device for the engines."""
-        self.backend.offload()
-
-    @recorded
-    def onload(self) -> None:
-        """Take the device back."""
-        self.backend.onload()
-
-    @recorded
     def close(self) -> None:
         """End well: transports, backend and process group."""
-        import torch.distributed as dist
-
         if self._publisher is not None:
             self._publisher.close()
-        self.backend.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        super().close()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miles_core.samples.score import Score, Scored
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Status(enum.StrEnum):
@@ -36,10 +39,14 @@ class Sample:
         loss_mask: per response token, 1 where it is trained on; None means all.
         rollout_log_probs: per response token, the engine's log-prob; None when the engine made no token of it.
         weight_versions: per response token, the version of the weights that made it, as ``(version, tokens)`` runs.
+        routed_experts: the experts that the engine sent every token but the last to, int16, ``[T - 1, layers, top_k]`` over prompt
+            and response; None unless ``--use-rollout-routing-replay``. A function that changes tokens must keep it in step.
         status: how generation ended.
         score: the reward's answer; None before grading.
         reward: the number picked from the score; None for a failed or ungraded sample.
-        removed: excluded from the loss by a sample filter; still counted in its group and in the batch.
+        teacher_log_probs: per response token, the teacher's log-prob, when a server scored it; None otherwise.
+        removed: excluded from the loss by a sample filter, or because the teacher could not score it; still counted in its group
+            and in the batch.
     """
 
     index: int = -1
@@ -53,9 +60,11 @@ class Sample:
     loss_mask: list[int] | None = None
     rollout_log_probs: list[float] | None = None
     weight_versions: list[tuple[int, int]] = field(default_factory=list)
+    routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
     status: Status = Status.PENDING
     score: Score | None = None
     reward: float | None = None
+    teacher_log_probs: list[float] | None = None
     removed: bool = False
 
     @property
@@ -67,6 +76,20 @@ class Sample:
     def response_length(self) -> int:
         """Response tokens, R."""
         return len(self.response_ids)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more is to be generated."""
+        return self.status in (Status.COMPLETED, Status.TRUNCATED, Status.FAILED)
+
+    @property
+    def remove_sample(self) -> bool:
+        """Another name of ``removed``."""
+        return self.removed
+
+    @remove_sample.setter
+    def remove_sample(self, value: bool) -> None:
+        self.removed = value
 
     @property
     def failed(self) -> bool:
@@ -82,7 +105,8 @@ class Sample:
     def check(self) -> None:
         """Raise ``ValueError`` when lengths disagree."""
         r = self.response_length
-        for name, value in (("loss_mask", self.loss_mask), ("rollout_log_probs", self.rollout_log_probs)):
+        for name in ("loss_mask", "rollout_log_probs", "teacher_log_probs"):
+            value = getattr(self, name)
             if value is not None and len(value) != r:
                 raise ValueError(f"sample {self.index}: {name} has {len(value)} entries for {r} response tokens")
         versions = sum(n for _, n in self.weight_versions)

@@ -20,6 +20,7 @@ from miles_core.training.objective import COMPARED, SAMPLE_WEIGHT, WEIGHT, Objec
 from miles_core.training.pack import pack
 from miles_core.training.passes import Scorer
 from miles_core.training.plan import BinRule
+from miles_core.training.postprocess import PostProcess, postprocess
 from miles_core.training.reduce import all_sums, reduced, row_counts, sample_weights, token_weights
 from miles_core.training.report import Clock, TrainReport
 from miles_core.training.routing import Routes
@@ -53,7 +54,7 @@ class Trainer:
     """One rank of training, whole rollouts at a time. All methods are collective.
 
     Log-probs of the weights before the rollout's first optimizer step are computed in a pass of their own when the rollout has
-    several steps, or when the estimator needs them; else those of the only step's forward pass serve. With
+    several steps, or when the estimator or ``function`` needs them; else those of the only step's forward pass serve. With
     ``--use-routing-replay`` that pass is always made: it records the experts that every optimizer step then uses.
 
     A sample whose loss and gradient are exactly 0 is left out of an optimizer step and stays in its denominators: a fully masked
@@ -61,11 +62,21 @@ class Trainer:
     model outputs, so that every rank can tell). A step for which no rank has a sample left is not made: weights, optimizer
     state and learning-rate schedule stay as they are, so that a run resumed behind it goes on like one that was never stopped.
 
+    Args:
+        function: what ``--rollout-data-postprocess-path`` names, see :mod:`miles_core.training.postprocess`.
+
     Raises:
         UsageError: loss or estimator need what there is not (M410), or options contradict each other (M418).
     """
 
-    def __init__(self, config: Config, backend: TrainingBackend, loss: Loss, advantage: Advantage | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        backend: TrainingBackend,
+        loss: Loss,
+        advantage: Advantage | None,
+        function: PostProcess | None = None,
+    ) -> None:
         checks.check_needs(loss, advantage)
         training, rollout = config.get(TrainingOptions), config.get(RolloutOptions)
         if not rollout.rollout_temperature > 0:
@@ -100,8 +111,13 @@ class Trainer:
         self._training = OutputRequest(
             entropy="entropy" in loss.needs, temperature=rollout.rollout_temperature, chunk_size=training.log_probs_chunk_size
         )
+        self._function = function
+        # A function may change advantages where a loss is computed, and all ranks must leave out the same rows.
         self._drops_zero = (
-            advantage is not None and not advantage.needs and getattr(loss, "zero_advantage_is_zero_loss", False) is True
+            advantage is not None
+            and not advantage.needs
+            and function is None
+            and getattr(loss, "zero_advantage_is_zero_loss", False) is True
         )
         self._zero_metrics = checks.zero_metrics(loss) if self._drops_zero else frozenset()
         self._unstable = 0
@@ -120,6 +136,8 @@ class Trainer:
         self._prepare(run)
         self._score(run)
         self._advantages(run)
+        if self._function is not None and self.backend.parallel.computes_loss:
+            postprocess(self._function, run.batch.rollout_id, run.table, run.fields)
         return run
 
     def finish(self, run: Rollout, *, steps: bool = True) -> TrainReport:
@@ -206,7 +224,7 @@ class Trainer:
     def _scores_actor(self, steps: int) -> bool:
         """Whether the old policy's log-probs take a pass of their own."""
         options, by_estimator = self._algorithm, self.advantage is not None and "old_log_probs" in self.advantage.needs
-        if options.use_rollout_entropy or self._records_routes:
+        if options.use_rollout_entropy or self._records_routes or self._function is not None:
             return True
         if options.use_rollout_logprobs:
             return False

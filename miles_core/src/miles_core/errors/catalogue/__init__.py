@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from miles_core.errors.catalogue.critic import CRITIC_OPTIONS, CRITIC_RUN
 from miles_core.errors.catalogue.data import DATA
 from miles_core.errors.catalogue.engines import ENGINES
 from miles_core.errors.catalogue.explanation import Explanation
@@ -9,20 +10,23 @@ from miles_core.errors.catalogue.options import OPTIONS
 from miles_core.errors.catalogue.plugins import PLUGINS
 from miles_core.errors.catalogue.prompts import PROMPTS
 from miles_core.errors.catalogue.rollouts import ROLLOUTS
+from miles_core.errors.catalogue.routing import ROUTING_OPTIONS, ROUTING_RUN
 from miles_core.errors.catalogue.run import RUN
+from miles_core.errors.catalogue.sampling import SAMPLING_OPTIONS
 from miles_core.errors.catalogue.state import STATE
 from miles_core.errors.catalogue.teacher import TEACHER_OPTIONS, TEACHER_RUN
 from miles_core.errors.catalogue.training import TRAINING
+from miles_core.errors.catalogue.true_on_policy import TRUE_ON_POLICY_OPTIONS, TRUE_ON_POLICY_RUN
 
 SECTIONS: dict[str, dict[str, Explanation]] = {
     "Plugins": PLUGINS,
-    "Options": dict(sorted({**OPTIONS, **TEACHER_OPTIONS}.items())),
+    "Options": dict(sorted({**OPTIONS, **CRITIC_OPTIONS, **ROUTING_OPTIONS, **SAMPLING_OPTIONS, **TEACHER_OPTIONS, **TRUE_ON_POLICY_OPTIONS}.items())),
     "Data and checkpoints": dict(sorted({**DATA, **PROMPTS}.items())),
     "Rollouts": ROLLOUTS,
-    "Training": TRAINING,
+    "Training": dict(sorted({**TRAINING, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,
     "Run states and weights": STATE,
-    "Processes of a run": dict(sorted({**RUN, **TEACHER_RUN}.items())),
+    "Processes of a run": dict(sorted({**RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
 }
 """The catalogue as chapters."""
 

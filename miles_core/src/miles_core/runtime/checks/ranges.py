@@ -17,6 +17,7 @@ from miles_core.config import (
     RewardOptions,
     RolloutOptions,
     RunOptions,
+    SamplingOptions,
     TeacherOptions,
     TrainingOptions,
 )
@@ -57,6 +58,7 @@ RANGES: dict[type, dict[str, tuple[Test, str]]] = {
         "logprob_diff_warn": _above(0),
         "logprob_diff_limit": _above(0),
     },
+    SamplingOptions: {"over_sampling_batch_size": _at_least(1)},
     DataOptions: {
         "num_epoch": _at_least(1),
         "rollout_batch_size": _at_least(1),
@@ -68,6 +70,8 @@ RANGES: dict[type, dict[str, tuple[Test, str]]] = {
         "reward_timeout": _above(0),
         "reward_workers": _at_least(1),
         "reward_failure_limit": _between(0, 1),
+        "overlong_buffer_ratio": _between(0, 1),
+        "overlong_penalty_factor": _at_least(0),
     },
     CriticOptions: {
         "critic_num_nodes": _at_least(1),

@@ -12,6 +12,7 @@ from miles_core.config import (
     PluginOptions,
     RewardOptions,
     RolloutOptions,
+    SamplingOptions,
     TrainingOptions,
 )
 from miles_core.runtime.checks.report import Report
@@ -24,6 +25,10 @@ GENERATION = (
 POLICY = (
     *("normalize_advantages", "disable_compute_advantages_and_returns", "use_rollout_logprobs", "use_rollout_entropy"),
     *("keep_old_actor", "ref_update_interval", "ref_load"),
+)
+ROLLOUTS = (
+    *("over_sampling_batch_size", "partial_rollout", "mask_offpolicy_in_partial_rollout", "buffer_filter_path"),
+    *("rollout_sample_filter_path", "rollout_all_samples_process_path"),
 )
 ENGINES = (
     "rollout_engine_port",
@@ -53,6 +58,8 @@ def check_relevance(report: Report) -> None:
         _warn(report, TrainingOptions, ["lr_warmup_iters"], "--lr-warmup-fraction takes its place")
     if training.lr_decay_style == "constant":
         _warn(report, TrainingOptions, ["min_lr", "lr_decay_iters"], "--lr-decay-style is constant")
+    if not report.peek(RewardOptions).overlong_buffer_ratio:
+        _warn(report, RewardOptions, ["overlong_penalty_factor"], "--overlong-buffer-ratio is not given")
     if report.peek(RewardOptions).custom_rm_path is not None:
         _warn(report, PluginOptions, ["rm_type"], "--custom-rm-path takes its place")
     if report.peek(CheckpointOptions).save is None:
@@ -66,6 +73,8 @@ def _supervised(report: Report) -> None:
     why = f"--loss-type {loss} trains on responses from the data"
     _warn(report, PluginOptions, ["advantage_estimator", "dynamic_sampling_filter_path"], why)
     _warn(report, AlgorithmOptions, POLICY, why)
+    _warn(report, SamplingOptions, ROLLOUTS, why)
+    _warn(report, RewardOptions, ["custom_reward_post_process_path", "overlong_buffer_ratio"], why)
     idle = [selection.advantage]
     if not report.generates:
         _warn(report, PluginOptions, ["rm_type", "engine"], f"{why}, and the run does not evaluate")
