@@ -12,6 +12,7 @@ from miles_core.options import Config
 from miles_core.protocols import LossInputs, LossOutputs, TrainingBackend
 from miles_core.protocols.backend import ModelSpec
 from miles_core.testing import ToyBackend, check_backend, check_split_invariance, toy_reference, write_toy_checkpoint
+from miles_core.testing.toy_model import ToyConfig
 from miles_core.training import ragged
 
 
@@ -66,8 +67,9 @@ def test_a_loss_that_depends_on_its_micro_batch_is_caught(loss, what):
         check_split_invariance(loss)
 
 
-def test_the_toy_backend_keeps_to_the_protocol(checkpoint):
-    made = check_backend(make_backend, checkpoint, reference=toy_reference)
+def test_the_toy_backend_keeps_to_the_protocol(checkpoint, tmp_path):
+    further = write_toy_checkpoint(tmp_path / "further", ToyConfig(hidden_size=24, layers=1, heads=3), seed=2)
+    made = check_backend(make_backend, checkpoint, reference=toy_reference, further=further)
     assert made == ["outputs", "gradients", "copies", "resume", "export"]
 
 
@@ -108,6 +110,12 @@ class LinksCopies(ToyBackend):
         self._sets["ref"] = self._sets["actor"]
 
 
+class TrainsFurtherModels(ToyBackend):
+    def setup(self, spec):
+        super().setup(spec)
+        self._sets["further"] = self._sets["actor"]
+
+
 class RenamesWeights(ToyBackend):
     def export_weights(self):
         return ((f"model.{name}", tensor) for name, tensor in super().export_weights())
@@ -121,6 +129,7 @@ class RenamesWeights(ToyBackend):
         (AveragesMicroBatches, "the gradient's norm is"),
         (ForgetsOptimizer, "weights after a resumed step"),
         (LinksCopies, "log_probs .*weights ref.* differs by"),
+        (TrainsFurtherModels, "log_probs .*weights further.*no step may change.* differs by"),
         (RenamesWeights, "differ from the checkpoint in name"),
     ],
 )

@@ -56,20 +56,22 @@ def check_backend(
     checkpoint: Path,
     *,
     reference: Callable[[Path], Reference] = hf_reference,
+    further: Path | None = None,
     layouts: Sequence[str] = ("thd", "bshd"),
     tolerance: float = 1e-4,
 ) -> list[str]:
     """Run a backend of one data-parallel rank through its protocol. ``torch.distributed`` must be initialised if it wants that.
 
     Checked: log-probs and entropy of every layout and split against the reference; the gradient's norm against the reference's,
-    for every layout and split and with an empty micro-batch; that copies stand still and can be overwritten; that a
-    saved state comes back and goes on as if it had never stopped; that exported weights are named and typed like the checkpoint's
+    for every layout and split and with an empty micro-batch; that copies and further models stand still, and copies can be
+    overwritten; that a saved state comes back and goes on as if it had never stopped; that exported weights are named and typed like the checkpoint's
     and that the exported directory computes what the backend computes.
 
     Args:
         factory: makes a backend in full precision without dropout that is not set up; called twice.
         checkpoint: HF directory of a small model.
         reference: what to compare with.
+        further: HF directory of a further frozen model, best of other sizes; ``checkpoint`` itself when not given.
         layouts: that the backend supports.
         tolerance: of log-probs and entropy, absolute, and of gradient norms, relative.
 
@@ -81,13 +83,16 @@ def check_backend(
     """
     config = json.loads((checkpoint / "config.json").read_text())
     vocabulary = (config.get("text_config") or config)["vocab_size"]
-    spec = ModelSpec(checkpoint=checkpoint, train_steps=10, copies=("ref",))
+    other = further or checkpoint
+    spec = ModelSpec(checkpoint=checkpoint, train_steps=10, copies=("ref",), models=(("further", other),))
     backend = factory()
     backend.setup(spec)
     case = _Case(backend, RowTable(random_rows(_ROWS, seed=3, vocabulary=vocabulary)), tuple(layouts), tolerance)
     wanted, norm = case.expected(reference(checkpoint))
     case.check_outputs(wanted, "actor", "the checkpoint's reference model")
     case.check_outputs(wanted, "ref", "the checkpoint's reference model")
+    wanted_further, _ = case.expected(reference(other))
+    case.check_outputs(wanted_further, "further", f"the reference model of {other}")
     with tempfile.TemporaryDirectory() as folder:
         first, later, exported = (Path(folder, name) for name in ("first", "later", "exported"))
         for directory in (first, later, exported):
@@ -95,6 +100,7 @@ def check_backend(
         backend.save(first)
         case.check_gradients(norm, first)
         case.check_copies(wanted)
+        case.check_outputs(wanted_further, "further", f"the reference model of {other}, which no step may change")
         backend.save(later)
         case.check_resume(factory, spec, later)
         case.check_export(checkpoint, exported, reference)
