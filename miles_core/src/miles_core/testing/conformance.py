@@ -64,8 +64,8 @@ def check_backend(
 
     Checked: log-probs and entropy of every layout and split against the reference; the gradient's norm against the reference's,
     for every layout and split and with an empty micro-batch; that copies and further models stand still, and copies can be
-    overwritten; that a saved state comes back and goes on as if it had never stopped; that exported weights are named and typed like the checkpoint's
-    and that the exported directory computes what the backend computes.
+    overwritten; that a saved state comes back and goes on as if it had never stopped; that exported weights are named and typed
+    like the checkpoint's and that the exported directory computes what the backend computes.
 
     Args:
         factory: makes a backend in full precision without dropout that is not set up; called twice.
