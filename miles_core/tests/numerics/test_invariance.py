@@ -130,7 +130,8 @@ def test_gradients_are_those_of_the_ordinary_operations() -> None:
     assert torch.autograd.gradcheck(lambda x, w: invariant_linear(x, w), (leaf(7, 5), leaf(4, 5)))
     assert torch.autograd.gradcheck(invariant_silu, (leaf(3, 5),))
     mask = causal(6, 4)
-    assert torch.autograd.gradcheck(lambda q, k, v: invariant_attention(q, k, v, mask, 0.3), (leaf(2, 4, 6, 3), leaf(2, 2, 6, 3), leaf(2, 2, 6, 3)))  # fmt: skip
+    states = leaf(2, 4, 6, 3), leaf(2, 2, 6, 3), leaf(2, 2, 6, 3)
+    assert torch.autograd.gradcheck(lambda q, k, v: invariant_attention(q, k, v, mask, 0.3), states)
     extreme = torch.tensor([-200.0, -89.0, 0.0, 200.0], requires_grad=True)
     invariant_silu(extreme).sum().backward()
     assert extreme.grad is not None

@@ -80,12 +80,14 @@ PLUGIN = '''
             BackendRecord("gpu-only", "toy.work:make", capabilities=frozenset({"cuda"})),
             BackendRecord("thief", "toy.work:make", options=ThiefOptions, capabilities=BOTH),
             BackendRecord("routed", "toy.work:make", capabilities=BOTH | {"routing_replay"}),
+            BackendRecord("exact", "toy.work:make", capabilities=BOTH | {"true_on_policy"}),
         ]
     @hookimpl
     def miles_engine():
         return [
             EngineRecord("toy", "toy.work:make", options=EngineOptions, capabilities=BOTH),
             EngineRecord("routed", "toy.work:make", capabilities=BOTH | {"routed_experts"}),
+            EngineRecord("exact", "toy.work:make", capabilities=BOTH | {"true_on_policy"}),
         ]
     @hookimpl
     def miles_advantage():
@@ -124,8 +126,8 @@ PLUGIN = '''
             raise RuntimeError("toy breaks")
 '''
 NAMES = {
-    "backend": ["toy", "gpu-only", "thief", "routed"],
-    "engine": ["toy", "routed"],
+    "backend": ["toy", "gpu-only", "thief", "routed", "exact"],
+    "engine": ["toy", "routed", "exact"],
     "advantage": ["mean", "other", "distil", "penalty"],
     "loss": ["clip", "imitate"],
     "reward": ["exact"],

@@ -247,6 +247,16 @@ def test_log_probs_that_differ_too_much_stop_the_run(kit, steps, shift):
     assert trainer.backend.optimizer_steps == (1 if steps == 1 else 0)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("shift", [1e-4, float("nan")])
+def test_in_true_on_policy_mode_any_difference_stops_the_run(kit, steps, shift):
+    rows = with_model_log_probs(kit.checkpoint, ROWS, shift)
+    kit.trainer().train(batch_of(rows if shift == 1e-4 else ROWS, steps))
+    with pytest.raises(RunError, match=r"M491 .*differ by .*exactly 0") as raised:
+        kit.trainer(true_on_policy_mode=True).train(batch_of(rows, steps))
+    assert raised.value.data["largest"] == pytest.approx(shift, nan_ok=True, rel=0.1)
+
+
 def test_log_probs_that_differ_are_warned_of(kit, caplog):
     rows = with_model_log_probs(kit.checkpoint, ROWS, 0.2)
     kit.trainer(rollout=RolloutOptions(logprob_diff_warn=0.1)).train(batch_of(rows))

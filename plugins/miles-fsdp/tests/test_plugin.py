@@ -21,7 +21,7 @@ def problems(*groups) -> list[str]:
 def test_record_names_the_backend_and_its_options():
     (record,) = plugin.miles_backend()
     assert (record.name, record.create, record.options) == ("fsdp", "miles_fsdp.backend:FsdpBackend", FsdpOptions)
-    assert record.capabilities == {"cpu", "cuda"}
+    assert {"cpu", "cuda", "true_on_policy"} <= record.capabilities
 
 
 def test_flags_are_the_documented_ones():
@@ -53,6 +53,12 @@ def test_flash_attention_on_cpu_is_refused_when_chosen():
     plugin.miles_configure(Configure(config, found.append))
     assert [error.code for error in found] == ["M341"]
     assert "--device is cpu" in found[0].line()
+
+
+def test_half_precision_contradicts_the_true_on_policy_mode():
+    exact = TrainingOptions(true_on_policy_mode=True)
+    assert problems(FsdpOptions(precision="bf16"), ClusterOptions(device="cpu"), exact) == ["M278"]
+    assert problems(FsdpOptions(precision="fp32"), ClusterOptions(device="cpu"), exact) == []
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ Two processes that compute the same tokens with the same weights agree exactly o
 batch, on padding and packing, on decoding against a cache or passing over the whole sequence, and on the number of threads.
 What PyTorch computes element by element with correctly rounded operations does that by nature. The rest:
 
-- Matrix products change the order of their sums with the number of rows (:mod:`miles_core.numerics.linear` gives them one shape).
-- Attention sums over as many keys as there are (:mod:`miles_core.numerics.attention` sums over blocks of keys, one after the other).
-- Vectorised kernels with another formula for the last few elements, such as SiLU's (:mod:`miles_core.numerics.activation`).
-- Row-wise means, ``exp``, ``sin``, ``cos`` and ``log_softmax`` of PyTorch do not depend on their neighbours; a test holds it to that.
+- Matrix products change the order of their sums with the number of rows and threads (:mod:`miles_core.numerics.product` gives them
+  one shape and one thread each).
+- Attention sums over as many keys as there are (:mod:`miles_core.numerics.attention` adds blocks of keys one after the other).
+- Some vectorised kernels have another formula for the last few elements, such as SiLU's (:mod:`miles_core.numerics.activation`).
+- Row-wise means, ``exp``, ``sin``, ``cos`` and ``log_softmax`` of PyTorch depend on no neighbours, and tests hold them to it.
 
 Importing this package imports no torch; its modules do.
 """

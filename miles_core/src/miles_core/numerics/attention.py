@@ -87,7 +87,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling
     for start in range(0, rows.shape[1], ROWS):
         tokens = [min(row, count - 1) // shared for row in range(start, start + ROWS)]
         blocks = max(1, math.ceil((max(last[token] for token in tokens) + 1) / KEYS))
-        seen = visible[:, tokens, : blocks * KEYS].unflatten(2, (blocks, KEYS))
+        seen = visible[:, tokens, : blocks * KEYS].reshape(-1, ROWS, blocks, KEYS)
         # [blocks, B or 1, 1, ROWS, KEYS]
         seen = seen.permute(2, 0, 1, 3)[:, :, None]
         out[:, start : start + ROWS] = _rows(

@@ -12,8 +12,8 @@ TRUE_ON_POLICY_OPTIONS: dict[str, Explanation] = {
             "engine, the device or the precision cannot keep that promise."
         ),
         remedy=(
-            "Take `--backend fsdp --engine transformers --device cpu` in fp32, or leave the mode out and correct for the difference, "
-            "for instance with `--use-tis`."
+            "Take `--backend fsdp --engine transformers --device cpu` in fp32, or leave the mode out and correct for the "
+            "difference, for instance with `--use-tis`."
         ),
         example=(
             "M278 miles-core 0.1.0: --true-on-policy-mode (argument 9) does not run on cuda: only computation on CPUs is known to "
@@ -47,8 +47,8 @@ TRUE_ON_POLICY_RUN: dict[str, Explanation] = {
         ),
         example=(
             "M491 miles-core 0.1.0: rollout 2: rollout and training log-probs differ by 3.1e-07 on average, 2.4e-06 at most: "
-            "--true-on-policy-mode promises a difference of exactly 0. Do: run with --check-weight-update-equal, and see that engine "
-            "and trainer run the same PyTorch on the same kind of processor"
+            "--true-on-policy-mode promises a difference of exactly 0. Do: run with --check-weight-update-equal, and see that "
+            "engine and trainer run the same PyTorch on the same kind of processor"
         ),
     ),
 }
