@@ -14,6 +14,7 @@ import psutil
 from miles_core.errors import RunError
 from miles_core.runtime.deaths import Deaths
 from miles_core.runtime.plan import PlacementPlan
+from miles_core.runtime.processors import usable_cpus
 from miles_core.runtime.reaper import Reaper
 
 OBJECT_STORE_BYTES = 512 * 1024**2
@@ -109,7 +110,7 @@ def connect(plan: PlacementPlan, address: str | None, reaper: Reaper) -> Cluster
     try:
         if local:
             ray.init(
-                num_cpus=max(plan.devices, os.cpu_count() or 1),
+                num_cpus=max(plan.devices, usable_cpus()),
                 num_gpus=plan.devices if plan.device == "cuda" else 0,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,

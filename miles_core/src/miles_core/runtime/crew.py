@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from miles_core.config import TrainingOptions
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
 from miles_core.runtime.cluster import Cluster
+from miles_core.runtime.critic_process import CriticProcess
 from miles_core.runtime.engine_process import EngineProcess
 from miles_core.runtime.identity import ProcessIdentity, host_address
 from miles_core.runtime.plan import PlacementPlan, RunPlan
+from miles_core.runtime.processors import usable_cpus
 from miles_core.runtime.rollout_process import RolloutProcess
 from miles_core.runtime.supervisor import Supervisor
 from miles_core.runtime.trainer_process import TrainerProcess
@@ -34,25 +37,44 @@ class Crew:
     """All processes of a run.
 
     Attributes:
-        trainers: one actor per rank.
+        trainers: one Ray actor per rank of the actor.
+        critics: one per rank of the critic; none without one.
         engines: one actor per engine.
         rollout: the rollout manager's actor.
-        data_size: data-parallel ranks among the trainers.
+        data_size, critic_data_size: data-parallel ranks among the trainers and the critics.
         info: what the rollout manager found in the data.
     """
 
     plan: RunPlan
     supervisor: Supervisor
     trainers: list[Any] = field(default_factory=list)
+    critics: list[Any] = field(default_factory=list)
     engines: list[Any] = field(default_factory=list)
     rollout: Any = None
     data_size: int = 1
+    critic_data_size: int = 0
     info: Any = None
     _progress: Any = None
 
     def all_trainers(self, method: str, *args: Any, what: str, poll: Callable[[], None] | None = None) -> list[Any]:
         """Call a method on every rank at once."""
         return self.supervisor.wait([getattr(t, method).remote(*args) for t in self.trainers], what, poll=poll)
+
+    def all_critics(self, method: str, *args: Any, what: str) -> list[Any]:
+        """Call a method on every rank of the critic at once."""
+        return self.supervisor.wait([getattr(c, method).remote(*args) for c in self.critics], what)
+
+    @contextmanager
+    def critics_on_devices(self) -> Iterator[None]:
+        """While the trainers have devices that they share with the critics: lend them out."""
+        if not self.plan.placement.critics_take_turns:
+            yield
+            return
+        self.all_trainers("offload", what="trainers to offload")
+        self.all_critics("onload", what="critics to load")
+        yield
+        self.all_critics("offload", what="critics to offload")
+        self.all_trainers("onload", what="trainers to load")
 
     def all_engines(self, method: str, *args: Any, what: str) -> list[Any]:
         """Call a method of every engine at once."""
@@ -76,12 +98,12 @@ class Crew:
 
     def reads(self) -> set[str]:
         """Flags that any process of the run read."""
-        refs = [actor.reads.remote() for actor in [*self.trainers, *self.engines, self.rollout]]
+        refs = [actor.reads.remote() for actor in [*self.trainers, *self.critics, *self.engines, self.rollout]]
         return set().union(*self.supervisor.wait(refs, "option reads", 30))
 
     def close(self) -> None:
         """Let every process end well."""
-        refs = [t.close.remote() for t in self.trainers] + [e.call.remote("stop") for e in self.engines]
+        refs = [t.close.remote() for t in [*self.trainers, *self.critics]] + [e.call.remote("stop") for e in self.engines]
         self.supervisor.wait([*refs, self.rollout.close.remote()], "processes to end", 60)
 
 
@@ -92,7 +114,9 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     crew = Crew(plan, supervisor)
     placement = plan.placement
     slots = _slots(cluster, placement)
-    trainer_env = _environment(placement, placement.trainers)
+    at_once = placement.trainers if placement.colocate else placement.trainers + placement.critics
+    trainer_env = _environment(placement, at_once)
+    critic_env = _environment(placement, max(placement.critics, 0 if placement.colocate else at_once, 1))
     engine_env = _environment(placement, max(placement.engines, 1))
 
     for rank in range(placement.trainers):
@@ -101,6 +125,12 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
         crew.trainers.append(actor)
         supervisor.watch(identity, actor)
     first = 0 if placement.colocate else placement.trainers
+    for rank in range(placement.critics):
+        identity = ProcessIdentity("critic", rank, run_dir, critic_env)
+        actor = _on(CriticProcess, placement, slots[first + rank], TRAINER_SHARE).remote(identity, config, plan)
+        crew.critics.append(actor)
+        supervisor.watch(identity, actor)
+    first = 0 if placement.colocate else placement.trainers + placement.critics
     for rank in range(placement.engines):
         assert plan.plugins.engine is not None
         identity = ProcessIdentity("engine", rank, run_dir, engine_env)
@@ -130,12 +160,14 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
         )
         for rank, engine in enumerate(crew.engines)
     ]
-    address = supervisor.wait([crew.trainers[0].rendezvous.remote(spans_nodes)], "trainer-0", START_TIMEOUT)[0]
-    setups = [t.setup.remote(address) for t in crew.trainers]
+    groups = [ranks for ranks in (crew.trainers, crew.critics) if ranks]
+    addresses = supervisor.wait([ranks[0].rendezvous.remote(spans_nodes) for ranks in groups], "first ranks", START_TIMEOUT)
+    setups = [rank.setup.remote(address) for ranks, address in zip(groups, addresses, strict=True) for rank in ranks]
     urls = supervisor.wait(starts, "engines to start", START_TIMEOUT)
     crew.info = supervisor.wait([crew.rollout.start.remote(urls)], "the rollout manager to start", START_TIMEOUT)[0]
     infos: Sequence[dict[str, Any]] = supervisor.wait(setups, "trainers to load the model", START_TIMEOUT)
     crew.data_size = infos[0]["data_size"]
+    crew.critic_data_size = infos[len(crew.trainers)]["data_size"] if crew.critics else 0
     return crew
 
 
@@ -158,7 +190,7 @@ def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
     """Processes of one kind work at the same time and share the machine's cores; the kinds take turns."""
     env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
     if placement.device == "cpu":
-        env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // concurrent))
+        env["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // concurrent))
         env["CUDA_VISIBLE_DEVICES"] = ""
     return env
 

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_core.config import ClusterOptions
+from miles_core.config import ClusterOptions, CriticOptions
 from miles_core.plugins.refs import PluginRef
+from miles_core.runtime.checks.critic import critic_ranks
 from miles_core.runtime.checks.report import Report
 from miles_core.runtime.plan import PlacementPlan
+from miles_core.runtime.processors import usable_cpus
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Machine:
     def here(cls, environment: Mapping[str, str] | None = None) -> Machine:
         """This machine, as ``CUDA_VISIBLE_DEVICES`` shows it."""
         environment = os.environ if environment is None else environment
-        return cls(os.cpu_count() or 1, visible_gpus(_gpus(), environment.get("CUDA_VISIBLE_DEVICES")))
+        return cls(usable_cpus(), visible_gpus(_gpus(), environment.get("CUDA_VISIBLE_DEVICES")))
 
 
 def visible_gpus(present: int, visible: str | None) -> int:
@@ -76,6 +78,7 @@ def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | N
         offload_rollout=offload_rollout,
         communication=communication,
         engine_port=cluster.rollout_engine_port,
+        critics=critic_ranks(report),
     )
     _room(report, plan, machine)
     _ports(report, plan)
@@ -218,6 +221,11 @@ def _room(report: Report, plan: PlacementPlan, machine: Machine) -> None:
         fix = "give --ray-address of a cluster, or leave the option out"
         report.error("M218", f"{said} does not fit", why="a local cluster has one node", fix=fix)
         return
+    if plan.critics and (report.peek(CriticOptions).critic_num_nodes or 1) > 1:
+        said = report.said(CriticOptions, "critic_num_nodes")
+        fix = "give --ray-address of a cluster, or leave the option out"
+        report.error("M218", f"{said} does not fit", why="a local cluster has one node", fix=fix)
+        return
     if plan.device == "cuda" and cluster.actor_num_gpus_per_node > cluster.num_gpus_per_node:
         said, node = (report.said(ClusterOptions, name) for name in ("actor_num_gpus_per_node", "num_gpus_per_node"))
         report.error("M218", f"{said} does not fit", why=f"a node has {node}", fix="change one of them")
@@ -232,11 +240,14 @@ def _room(report: Report, plan: PlacementPlan, machine: Machine) -> None:
     if plan.devices <= have:
         return
     parts = [f"{plan.trainers} for training (--actor-num-gpus-per-node)"]
+    if plan.critics:
+        shared = " on the same devices" if plan.colocate else ""
+        parts.append(f"{plan.critics} for the critic{shared} (--critic-num-gpus-per-node)")
     if plan.engines and not plan.colocate:
         parts.append(f"{plan.engines * plan.devices_per_engine} for generation (--rollout-num-gpus)")
     unit = "one worker per CPU" if plan.device == "cpu" else "one rank per GPU"
     fix = f"lower {'those' if len(parts) > 1 else '--actor-num-gpus-per-node'} to {have} in all"
-    if plan.engines and not plan.colocate and plan.trainers <= have:
+    if plan.engines and not plan.colocate and max(plan.trainers, plan.critics) <= have:
         fix += ", or take --colocate"
-    why = f"{' and '.join(parts)}, {unit}; this machine has {have}"
+    why = f"{', '.join(parts[:-1])}{' and ' if parts[:-1] else ''}{parts[-1]}, {unit}; this machine has {have}"
     report.error("M218", f"the run takes {plan.devices} {what}", why=why, fix=fix)
