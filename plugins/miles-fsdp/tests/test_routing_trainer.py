@@ -60,7 +60,7 @@ def mixture(tmp_path_factory):
     return path
 
 
-def make_trainer(mixture, *, routing, algorithm=None, recompute=False, **training):
+def make_trainer(mixture, *, routing, algorithm=None, recompute=False, copies=("ref",), **training):
     options = FsdpOptions(optimizer="sgd", attn_implementation="sdpa", gradient_checkpointing=recompute)
     config = Config.of(
         TrainingOptions(**{"lr": 0.5, "clip_grad": 0.0, "micro_batch_size": 3, **training}),
@@ -71,7 +71,7 @@ def make_trainer(mixture, *, routing, algorithm=None, recompute=False, **trainin
         ClusterOptions(device="cpu"),
     )
     backend = FsdpBackend(config)
-    backend.setup(ModelSpec(checkpoint=mixture, train_steps=10, copies=("ref",)))
+    backend.setup(ModelSpec(checkpoint=mixture, train_steps=10, copies=copies))
     return Trainer(config, backend, RatioLoss(), RewardAdvantage())
 
 
@@ -158,6 +158,20 @@ def test_later_steps_keep_the_experts_that_they_were_sampled_with(mixture, recom
     assert not torch.allclose(free, replayed[0], atol=1e-3), "no route changed in four steps"
     for other in replayed[1:]:
         assert torch.allclose(other, replayed[0], atol=1e-3)
+
+
+def test_the_kept_old_actor_chooses(mixture, monkeypatch):
+    """With ``--keep-old-actor`` the pass that records is that of the copy, which needs the same routers in front of it."""
+    watch = Watch(monkeypatch)
+    routing, algorithm = RoutingOptions(use_routing_replay=True), AlgorithmOptions(keep_old_actor=True)
+    trainer = make_trainer(mixture, routing=routing, algorithm=algorithm, copies=("ref", "old_actor"))
+    rows = random_rows(8)
+    trainer.train(batch_of(rows, 2))
+    first = watch.by_row(rows, [batch for record, batch in watch.seen if not record])
+    watch.seen.clear()
+    trainer.train(batch_of(rows, 2))
+    again = watch.by_row(rows, [batch for record, batch in watch.seen if not record])
+    assert all(np.array_equal(first[row], again[row]) for row in first), "the copy did not move, and neither did its choice"
 
 
 def test_r3_replays_the_rows_routes_in_old_pass_and_steps(mixture, monkeypatch):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from miles_core.config import ClusterOptions
+from miles_core.config import ClusterOptions, RoutingOptions
 from miles_core.errors import MilesError
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
@@ -87,3 +87,23 @@ def test_prompts_are_scored_beside_decoding(serve_on_gpu, requests_of, reference
         assert found == pytest.approx(response.log_probs, abs=3e-5)
     for request in decoding:
         assert results[request.rid].log_probs == pytest.approx(reference(results[request.rid], request, kind), abs=3e-5)
+
+
+def test_graphs_note_the_same_routes(checkpoint, served_type, requests_of):
+    """Steps that are replayed as graphs run no Python, and must note routes all the same."""
+    asked = [
+        dataclasses.replace(request, return_routed_experts=True)
+        for request in requests_of([3, 17, 5, 9], samples=2, max_new_tokens=40, ignore_eos=True)
+    ]
+    found = []
+    for graphs in (True, False):
+        settings = TransformersOptions(kv_cache_tokens=4096, dtype="fp32", max_batch=10, cuda_graphs=graphs)
+        routing = RoutingOptions(use_rollout_routing_replay=True)
+        engine = TransformersEngine(Config.of(settings, routing, ClusterOptions(device="cuda")))
+        try:
+            served = served_type(engine, engine.start(EngineLaunch(rank=0, model=checkpoint("half_dense"))))
+            served.generate(asked)
+            found.append({rid: result.routed_experts for rid, result in served.generate(asked).items()})
+        finally:
+            engine.stop()
+    assert found[0] == found[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from miles_core.errors import UsageError
 from miles_core.training.routing import OWN_CHOICE, wrong_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
+    from miles_core.protocols.backend import OutputRequest
     from miles_core.training.batch import MicroBatch
 
 OWNER = "miles-fsdp"
@@ -103,3 +105,38 @@ class RouterReplay:
         if self._taken is not None:
             self._taken[layer] = experts.to(torch.int16)
         return logits, gates, experts
+
+
+class Replays:
+    """Those of a backend's weight sets by name, each made when a pass first needs it."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, RouterReplay] = {}
+
+    def of(self, name: str, model: torch.nn.Module) -> RouterReplay:
+        """That of a weight set.
+
+        Raises:
+            UsageError: as :class:`RouterReplay` (M435).
+        """
+        if name not in self._made:
+            self._made[name] = RouterReplay(model)
+        return self._made[name]
+
+    @contextlib.contextmanager
+    def during(
+        self, name: str, model: torch.nn.Module, micro_batches: Sequence[MicroBatch], request: OutputRequest
+    ) -> Iterator[RouterReplay | None]:
+        """That of a weight set for a pass which records or replays routes, stopped at its end; None for any other pass."""
+        if not request.routes and all(batch.routes is None for batch in micro_batches):
+            yield None
+            return
+        replay = self.of(name, model)
+        try:
+            yield replay
+        finally:
+            replay.stop()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._made.clear()
