@@ -9,7 +9,7 @@ import pytest
 
 from miles_core.options import Config
 from miles_core.samples import Invalid, Sample, Scored, Status
-from miles_rewards.exact import ExactReward, strip
+from miles_rewards.exact import create, strip
 
 
 @pytest.mark.parametrize(
@@ -30,18 +30,18 @@ from miles_rewards.exact import ExactReward, strip
 )
 def test_the_whole_response_must_be_the_label(response: str, label: object, expected: float) -> None:
     sample = Sample(response=response, label=label, status=Status.COMPLETED)
-    assert asyncio.run(ExactReward(Config([])).score([sample])) == [Scored(expected)]
+    assert asyncio.run(create(Config([])).score([sample])) == [Scored(expected)]
 
 
 @pytest.mark.parametrize("status", [Status.TRUNCATED, Status.ABORTED])
 def test_a_response_that_did_not_end_is_wrong(status: Status) -> None:
-    (score,) = asyncio.run(ExactReward(Config([])).score([Sample(response="7", label="7", status=status)]))
+    (score,) = asyncio.run(create(Config([])).score([Sample(response="7", label="7", status=status)]))
     assert score == Scored(0.0, f"the response is {status}")
 
 
 @pytest.mark.parametrize("label", [None, [7], {"a": 7}])
 def test_without_a_label_there_is_no_score(label: object) -> None:
-    (score,) = asyncio.run(ExactReward(Config([])).score([Sample(response="7", label=label, status=Status.COMPLETED)]))
+    (score,) = asyncio.run(create(Config([])).score([Sample(response="7", label=label, status=Status.COMPLETED)]))
     assert isinstance(score, Invalid)
 
 

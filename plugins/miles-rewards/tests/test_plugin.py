@@ -11,16 +11,21 @@ from typing import Any
 
 import pytest
 
-from miles_core.config import DataOptions, PluginOptions, RewardOptions
+from miles_core.config import DataOptions, PluginOptions, RewardOptions, RolloutOptions
 from miles_core.errors import MilesError
 from miles_core.options import Config
 from miles_core.plugins.events import Configure
 from miles_rewards import plugin
+from miles_rewards.options import SumOptions
 
 
-def problems(rm_type: str | None = "math", label_key: str | None = "answer", **reward: Any) -> list[str]:
+def problems(
+    rm_type: str | None = "math", label_key: str | None = "answer", sum_of: list[str] | None = None, **reward: Any
+) -> list[str]:
     found: list[MilesError] = []
-    config = Config.of(PluginOptions(rm_type=rm_type), DataOptions(label_key=label_key), RewardOptions(**reward))
+    config = Config.of(
+        PluginOptions(rm_type=rm_type), DataOptions(label_key=label_key), RewardOptions(**reward), SumOptions(sum_of=sum_of or [])
+    )
     plugin.miles_configure(Configure(config, found.append))
     assert all(e.exit_code == 2 and e.owner.startswith("miles-rewards ") and e.fix for e in found)
     return [e.code for e in found]
@@ -28,13 +33,15 @@ def problems(rm_type: str | None = "math", label_key: str | None = "answer", **r
 
 def test_entry_points_and_records_agree() -> None:
     points = importlib.metadata.distribution("miles-rewards").entry_points.select(group="miles.reward")
-    assert sorted(p.name for p in points) == sorted(r.name for r in plugin.miles_reward()) == ["exact", "math"]
+    assert sorted(p.name for p in points) == [r.name for r in plugin.miles_reward()]
 
 
 def test_every_record_can_be_created_and_closed() -> None:
     for record in plugin.miles_reward():
         module, _, attribute = record.create.partition(":")
-        made = getattr(importlib.import_module(module), attribute)(Config([]))
+        made = getattr(importlib.import_module(module), attribute)(
+            Config.of(RolloutOptions(rollout_max_response_len=8), SumOptions(sum_of=["math", "format=0.5"]))
+        )
 
         async def use(reward: Any = made) -> None:
             assert await reward.score([]) == []
@@ -61,6 +68,22 @@ def test_the_plugin_imports_nothing_heavy() -> None:
         ({"reward_timeout": 0}, ["M238"]),
         ({"reward_timeout": float("nan")}, ["M238"]),
         ({"reward_workers": 0}, ["M238"]),
+        ({"label_key": None, "rm_type": "boxed_f1"}, ["M239"]),
+        ({"label_key": None, "rm_type": "random"}, []),
+        ({"rm_type": "dapo"}, ["M290"]),
+        ({"rm_type": "boxed_dapo", "reward_key": "pred"}, ["M290"]),
+        ({"rm_type": "dapo", "reward_key": "score"}, []),
+        ({"rm_type": "dapo", "reward_key": "score", "eval_reward_key": "acc"}, []),
+        ({"rm_type": "dapo", "reward_key": "score", "eval_reward_key": "accuracy"}, ["M290"]),
+        ({"rm_type": "sum"}, ["M291"]),
+        ({"rm_type": "sum", "sum_of": ["math", "format=0.2"]}, []),
+        ({"rm_type": "sum", "sum_of": ["math", "format=0.2"], "label_key": None}, ["M239"]),
+        ({"rm_type": "sum", "sum_of": ["maths"]}, ["M291"]),
+        ({"rm_type": "sum", "sum_of": ["math=much"]}, ["M291"]),
+        ({"rm_type": "sum", "sum_of": ["math=nan"]}, ["M291"]),
+        ({"rm_type": "sum", "sum_of": ["math", "math=2"]}, ["M291"]),
+        ({"rm_type": "sum", "sum_of": ["math", "sum"]}, ["M291"]),
+        ({"rm_type": "sum", "sum_of": ["miles-rewards:dapo"]}, ["M290"]),
         ({"label_key": None, "reward_timeout": -1, "reward_workers": -1}, ["M239", "M238", "M238"]),
     ],
 )

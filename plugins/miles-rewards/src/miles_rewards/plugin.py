@@ -4,29 +4,58 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from miles_core.config import DataOptions, PluginOptions, RewardOptions
 from miles_core.errors import UsageError
 from miles_core.plugins import RewardRecord, hookimpl
 from miles_core.plugins.events import Configure
+from miles_core.plugins.index import PluginIndex, closest
+from miles_rewards.options import FormatOptions, SumOptions
+from miles_rewards.parts import parse_parts
 
 DISTRIBUTION = "miles-rewards"
-LABELLED = frozenset({"exact", "math"})
+LABELLED = frozenset({"dapo", "deepscaler", "exact", "f1", "gpqa", "math"})
+"""Rewards that need a label; so do their ``boxed_`` forms, and sums of them. ``gpqa`` may have it in its metadata."""
+DICTS = frozenset({"dapo", "boxed_dapo"})
+"""Rewards that answer with a dict."""
 
 
 @hookimpl
 def miles_reward() -> Sequence[RewardRecord]:
     return [
+        RewardRecord("boxed_dapo", "miles_rewards.dapo:create_boxed", None, "dapo, of the last \\boxed{} in place of the line"),
+        RewardRecord("boxed_deepscaler", "miles_rewards.deepscaler:create", None, "deepscaler, which looks into the box by itself"),
         RewardRecord(
-            name="exact",
-            create="miles_rewards.exact:ExactReward",
-            summary="1.0 when the whole response is the label",
+            "boxed_deterministic_random",
+            "miles_rewards.boxed:create_deterministic",
+            None,
+            "deterministic_random, of the last \\boxed{}",
+        ),
+        RewardRecord("boxed_exact", "miles_rewards.boxed:create_exact", None, "exact, of the last \\boxed{}"),
+        RewardRecord("boxed_f1", "miles_rewards.boxed:create_f1", None, "f1, of the last \\boxed{}"),
+        RewardRecord("boxed_gpqa", "miles_rewards.boxed:create_gpqa", None, "gpqa, of the last \\boxed{}"),
+        RewardRecord("boxed_math", "miles_rewards.mathematics.reward:create", None, "math, which looks into the box by itself"),
+        RewardRecord("boxed_random", "miles_rewards.chance:create_random", None, "random, which reads no response"),
+        RewardRecord("dapo", "miles_rewards.dapo:create", None, "+1 when the last line Answer: equals the label, else -1 (a dict)"),
+        RewardRecord(
+            "deepscaler", "miles_rewards.deepscaler:create", None, "math, of what follows </think> or ###Response, else 0.0"
         ),
         RewardRecord(
-            name="math",
-            create="miles_rewards.mathematics.reward:MathReward",
-            summary="1.0 when the last \\boxed{} equals the label, by value",
+            "deterministic_random", "miles_rewards.chance:create_deterministic", None, "0.0 or 1.0 by the response's content"
+        ),
+        RewardRecord("exact", "miles_rewards.exact:create", None, "1.0 when the whole response is the label"),
+        RewardRecord("f1", "miles_rewards.f1:create", None, "words that response and label share, from 0.0 to 1.0"),
+        RewardRecord(
+            "format", "miles_rewards.format:create", FormatOptions, "1.0 when the response is a think block and an answer"
+        ),
+        RewardRecord("gpqa", "miles_rewards.gpqa:create", None, "1.0 when the right letter of a multiple choice is chosen"),
+        RewardRecord(
+            "math", "miles_rewards.mathematics.reward:create", None, "1.0 when the last \\boxed{} equals the label, by value"
+        ),
+        RewardRecord("random", "miles_rewards.chance:create_random", None, "0.0 or 1.0 by chance"),
+        RewardRecord(
+            "sum", "miles_rewards.total:create", (SumOptions, FormatOptions), "several rewards, each times its weight, added up"
         ),
     ]
 
@@ -36,22 +65,70 @@ def miles_configure(event: Configure) -> None:
     """Report options that no grading could work with."""
     reward = event.config.get(RewardOptions)
     chosen = event.config.get(PluginOptions).rm_type
-    if chosen is None or reward.custom_rm_path is not None or chosen.rpartition(":")[2] not in LABELLED:
+    if chosen is None or reward.custom_rm_path is not None:
         return
-    owner = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
-    if event.config.get(DataOptions).label_key is None:
-        event.error(
+    name = _bare(chosen)
+    own = {record.name for record in miles_reward()}
+    if name not in own:
+        return
+    errors = list(_sum_errors(event.config.get(SumOptions).sum_of)) if name == "sum" else []
+    parts = _parts(event.config.get(SumOptions).sum_of) if name == "sum" else [name]
+    labelled = [part for part in parts if part.removeprefix("boxed_") in LABELLED]
+    if labelled and event.config.get(DataOptions).label_key is None:
+        errors.append(
             UsageError(
                 "M239",
-                f"reward {chosen} has nothing to compare with",
-                owner=owner,
+                f"reward {labelled[0]} has nothing to compare with",
+                owner=_owner(),
                 why="--label-key is not given, so no sample has a label",
                 fix="name the key of the ground truth: --label-key answer",
             )
         )
+    dicts = [part for part in parts if part in DICTS]
+    for flag, key in (("--reward-key", reward.reward_key), ("--eval-reward-key", reward.eval_reward_key)):
+        if dicts and key not in ("score", "acc") and (key is not None or flag == "--reward-key"):
+            errors.append(
+                UsageError(
+                    "M290",
+                    f"reward {dicts[0]} answers with a dict of score, acc and pred, and {flag} names no number of it",
+                    owner=_owner(),
+                    why=f"it is {key}" if key else "it is not given",
+                    fix=f"give {flag} score (+1 and -1) or {flag} acc (1 and 0)",
+                )
+            )
     if not 0 < reward.reward_timeout < math.inf:
-        event.error(
-            UsageError("M238", f"--reward-timeout is {reward.reward_timeout}", owner=owner, fix="give seconds, more than 0")
+        errors.append(
+            UsageError("M238", f"--reward-timeout is {reward.reward_timeout}", owner=_owner(), fix="give seconds, more than 0")
         )
     if reward.reward_workers < 1:
-        event.error(UsageError("M238", f"--reward-workers is {reward.reward_workers}", owner=owner, fix="give 1 or more"))
+        errors.append(UsageError("M238", f"--reward-workers is {reward.reward_workers}", owner=_owner(), fix="give 1 or more"))
+    for error in errors:
+        event.error(error)
+
+
+def _sum_errors(words: Sequence[str]) -> Iterator[UsageError]:
+    try:
+        parts = parse_parts(words)
+    except ValueError as error:
+        fix = "name rewards, each with a weight or none: --sum-of math format=0.2"
+        yield UsageError("M291", f"--sum-of {' '.join(words)} cannot be added up", owner=_owner(), why=str(error), fix=fix)
+        return
+    index = PluginIndex.scan()
+    names = {name for entry in index.of_kind("reward") for name in (entry.name, entry.qualified)}
+    for part in parts:
+        if part.name not in names:
+            near = closest(part.name, names)
+            fix = f"did you mean {near!r}?" if near else "see miles plugins list --kind reward"
+            yield UsageError("M291", f"--sum-of names {part.name!r}, and no such reward is installed", owner=_owner(), fix=fix)
+
+
+def _parts(words: Sequence[str]) -> list[str]:
+    return [_bare(word.partition("=")[0]) for word in words]
+
+
+def _bare(name: str) -> str:
+    return name.rpartition(":")[2]
+
+
+def _owner() -> str:
+    return f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"

@@ -9,6 +9,7 @@ from miles_core.errors.catalogue.explanation import Explanation
 from miles_core.errors.catalogue.options import OPTIONS
 from miles_core.errors.catalogue.plugins import PLUGINS
 from miles_core.errors.catalogue.prompts import PROMPTS
+from miles_core.errors.catalogue.rewards import REWARD_OPTIONS
 from miles_core.errors.catalogue.rollouts import ROLLOUTS
 from miles_core.errors.catalogue.routing import ROUTING_OPTIONS, ROUTING_RUN
 from miles_core.errors.catalogue.run import RUN
@@ -20,7 +21,19 @@ from miles_core.errors.catalogue.true_on_policy import TRUE_ON_POLICY_OPTIONS, T
 
 SECTIONS: dict[str, dict[str, Explanation]] = {
     "Plugins": PLUGINS,
-    "Options": dict(sorted({**OPTIONS, **CRITIC_OPTIONS, **ROUTING_OPTIONS, **SAMPLING_OPTIONS, **TEACHER_OPTIONS, **TRUE_ON_POLICY_OPTIONS}.items())),
+    "Options": dict(
+        sorted(
+            {
+                **OPTIONS,
+                **REWARD_OPTIONS,
+                **CRITIC_OPTIONS,
+                **ROUTING_OPTIONS,
+                **SAMPLING_OPTIONS,
+                **TEACHER_OPTIONS,
+                **TRUE_ON_POLICY_OPTIONS,
+            }.items()
+        )
+    ),
     "Data and checkpoints": dict(sorted({**DATA, **PROMPTS}.items())),
     "Rollouts": ROLLOUTS,
     "Training": dict(sorted({**TRAINING, **CRITIC_RUN, **ROUTING_RUN}.items())),

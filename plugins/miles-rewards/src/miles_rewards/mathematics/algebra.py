@@ -62,7 +62,7 @@ def _same_expression(ours: sympy.Expr, theirs: sympy.Expr) -> bool:
         raise Ungradable(f"the label has no value: {theirs}")
     if ours == theirs:
         return True
-    if ours.has(*_NOT_NUMBERS):
+    if ours.has(*_NOT_NUMBERS) or ours.is_infinite or theirs.is_infinite:
         return False
     difference = ours - theirs
     if not difference.free_symbols:

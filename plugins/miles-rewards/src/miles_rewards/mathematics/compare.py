@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable
 
 from miles_rewards.mathematics.number import Number, check_size, parse_number
-from miles_rewards.mathematics.text import check_text, clean, key, split, without_assignment
+from miles_rewards.mathematics.text import assignment, check_text, clean, key, split
 from miles_rewards.ungradable import Ungradable
 
 Algebra = Callable[[str, str], bool | None]
 """Whether two cleaned expressions are equal; None when it cannot tell here."""
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_BASED = re.compile(r"(-?[0-9a-z.]+)_\{?(\d+)\}?")
+_SIGNS = re.compile(r"\\[pm][mp](?![A-Za-z])")
 
 
 def unknown(answer: str, label: str) -> None:
@@ -41,15 +43,23 @@ def equal(answer: str, label: str, algebra: Algebra = unknown) -> bool | None:
 
 
 def _equal(answer: str, label: str, algebra: Algebra) -> bool | None:
-    answer, label = without_assignment(answer), without_assignment(label)
+    (variable, right), (label_variable, label_right) = assignment(answer), assignment(label)
+    if variable == label_variable or not (variable and label_variable):
+        # x = 5 answers 5, and not y = 5.
+        answer, label = right, label_right
     if key(answer) == key(label):
         return True
     check_size(answer)
     check_size(label)
     verdict = _numbers(answer, label)
+    if verdict is None:
+        verdict = _bases(answer, label)
     if verdict is not None:
         return verdict
 
+    if _SIGNS.search(answer) or _SIGNS.search(label):
+        ours, theirs = _both_signs(answer), _both_signs(label)
+        return _unordered(ours, theirs, algebra) if len(ours) == len(theirs) else False
     opened, parts, closed = split(answer)
     label_opened, label_parts, label_closed = split(label)
     if len(parts) != len(label_parts):
@@ -79,6 +89,31 @@ def _numbers(answer: str, label: str) -> bool | None:
         # The form was asked for: 2/4 is not an answer where 1/2 is expected.
         return False
     return ours.value == theirs.value
+
+
+def _bases(answer: str, label: str) -> bool | None:
+    """Verdict when a number with its base is among them, ``101_2``; None otherwise. The base is part of such an answer."""
+    ours, theirs = _BASED.fullmatch(key(answer)), _BASED.fullmatch(key(label))
+    if theirs is None and (ours is None or _number(label) is None):
+        return None
+    return ours is not None and theirs is not None and ours.groups() == theirs.groups()
+
+
+def _both_signs(text: str) -> list[str]:
+    """The parts of an answer, each with a plus-minus sign as the two that it stands for."""
+    found = []
+    opened, parts, _ = split(text)
+    for part in parts if not opened else [text]:
+        if _SIGNS.search(part):
+            found += [_signed(part, "+", "-"), _signed(part, "-", "+")]
+        else:
+            found.append(part)
+    return found
+
+
+def _signed(text: str, pm: str, mp: str) -> str:
+    signed = _SIGNS.sub(lambda m: pm if m.group() == "\\pm" else mp, text).strip()
+    return signed[1:].strip() if signed.startswith("+") else signed
 
 
 def _number(text: str) -> Number | None:

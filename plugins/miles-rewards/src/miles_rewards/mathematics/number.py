@@ -18,7 +18,7 @@ _MIXED = re.compile(r"([-+]?)(\d+)\+?\\frac\{(\d+)\}\{(\d+)\}")
 _POWER = re.compile(rf"([-+]?)(?:({_DECIMAL})(?:\\times|\\cdot))?({_DECIMAL})\^(?:\{{([-+]?\d+)\}}|(\d))")
 _TOWER = re.compile(r"\^\s*(?:\{\s*-?\d+\s*\}|\d+)\s*\^|\^\s*[{(]+\s*-?\d+\s*\^")
 _BIG_EXPONENT = re.compile(r"(?:\^|\d[eE])\s*[{(]*\s*[-+]?\d{5,}")
-_BIG_FACTORIAL = re.compile(r"(?:\d{5,}|\^[^!]*)[)}\s]*!")
+_BIG_FACTORIAL = re.compile(r"(?:\d{5,}|\^[^!]*|![)}\s])[)}\s]*!")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def check_size(text: str) -> None:
     """Refuse expressions whose value could not be written down.
 
     Raises:
-        Ungradable: a tower of powers, an exponent of five digits or more, or a factorial of such a number.
+        Ungradable: a tower of powers, an exponent of five digits or more, or a factorial of such a number or of a factorial.
     """
     for pattern, what in ((_TOWER, "a tower of powers"), (_BIG_EXPONENT, "a huge exponent"), (_BIG_FACTORIAL, "a huge factorial")):
         if pattern.search(text):

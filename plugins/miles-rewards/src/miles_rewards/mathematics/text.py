@@ -13,20 +13,37 @@ from miles_rewards.ungradable import Ungradable
 MAX_LENGTH = 1000
 MAX_DEPTH = 50
 
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
+_GREEK_NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "rho", "sigma", "tau", "phi", "omega")
+_GREEK = dict(zip("αβγδεθλμρστφω", _GREEK_NAMES, strict=True))
+_VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5", "⅙": "1/6"}
 _CHARACTERS = str.maketrans(
     {
+        **{wide: str(digit) for digit, wide in enumerate("０１２３４５６７８９")},
+        **{letter: f"\\{name} " for letter, name in _GREEK.items()},
+        **{sign: f"\\frac{{{parts[0]}}}{{{parts[2]}}}" for sign, parts in _VULGAR.items()},
         "−": "-",
         "–": "-",
         "×": "\\times ",
         "·": "\\cdot ",
+        "⋅": "\\cdot ",
         "÷": "/",
         "π": "\\pi ",
         "∞": "\\infty ",
+        "≤": "\\le ",
+        "≥": "\\ge ",
+        "≠": "\\ne ",
+        "±": "\\pm ",
+        "∪": "\\cup ",
+        "∩": "\\cap ",
+        "∈": "\\in ",
+        "∅": "\\emptyset ",
         "°": "\\circ ",
         "\n": " ",
         "\t": " ",
         "~": " ",
         "\u00a0": " ",
+        "\u202f": " ",
     }
 )
 _DIGITS = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
@@ -40,11 +57,21 @@ _SCALE = re.compile(rf"(?<=\d)\s*\b({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
 _SHORT_UNITS = "mm|cm|dm|km|kg|mg|ml|ft|in|yd|mi|lb|oz|hr|am|pm"
 _NO_UNITS = "or|and|sin|cos|tan|sec|csc|cot|log|exp|sqrt|alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|mod|max|min|dozen"
 _UNIT = re.compile(rf"(?<=[\d)}}])\s+(?:(?!(?:{_NO_UNITS})\b)(?:[A-Za-z]{{3,}}|of|a|{_SHORT_UNITS})\b\.?\s*)+(?:\^\s*\{{?\d\}}?)?$")
+_GROUPS = re.compile(r"(?<![\d.,\\])\d{1,3}(?:(?: |\\[,;: ]|\\!)\d{3})+(?![\d])")
+_RAISED = re.compile(r"[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+")
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\\(?=[A-Za-z])", r"\\"),  # a backslash escaped once too often
         (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
+        (r"^\s*\*\*(.*)\*\*\s*$", r"\1"),
+        (r"√\s*\(([^()]*)\)|√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1\2}"),
+        (r"∛\s*\(([^()]*)\)|∛\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt[3]{\1\2}"),
+        (r"√", r"\\sqrt "),
+        (r"\\(le|ge|ne)q\b", r"\\\1 "),
+        (r"\\varnothing\b", r"\\emptyset "),
+        (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+        (r"(?<![\\A-Za-z])inf(?:inity|ty)(?![A-Za-z])", r"\\infty "),
         (r"\\[dtc]frac\b", r"\\frac"),
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\(?:displaystyle|limits|nolimits)\b", ""),
@@ -64,7 +91,9 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\d.\w}])\.(?=\d)", "0."),
     )
 )
-_ASSIGNMENT = re.compile(r"^[A-Za-z]\w?\s*=(?!=)\s*(?=\S)")
+_ASSIGNMENT = re.compile(r"^([A-Za-z]\w?(?:\([A-Za-z]\))?)\s*(?:=(?!=)|\\in(?![A-Za-z]))\s*(?=\S)")
+_REVERSED = re.compile(r"^(.*[^=<>\s])\s*=\s*([A-Za-z])$")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d) (?=\d)")
 _OPENERS = "([{"
 _CLOSERS = ")]}"
 
@@ -93,7 +122,8 @@ def clean(text: str) -> str:
     """One spelling for an answer; still LaTeX, with single spaces."""
     if _DIGITS.fullmatch(text):
         return text
-    text = text.translate(_CHARACTERS)
+    text = _RAISED.sub(lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text).translate(_CHARACTERS)
+    text = _GROUPS.sub(lambda m: re.sub(r"[^\d]", "", m.group()), text)
     for pattern, replacement in _RULES[:1]:
         text = pattern.sub(replacement, text)
     text = _TEXT.sub(_unwrap, text)
@@ -108,13 +138,22 @@ def clean(text: str) -> str:
 
 def key(text: str) -> str:
     """A cleaned answer without spaces, and without case unless it holds LaTeX commands."""
-    packed = text.replace(" ", "")
+    # Two numbers side by side, as in "6 feet 2 inches", are not one.
+    packed = _BETWEEN_DIGITS.sub("\x1f", text).replace(" ", "")
     return packed if "\\" in packed else packed.casefold()
 
 
-def without_assignment(text: str) -> str:
-    """``5`` of ``x = 5``; a left side of more than two characters is part of the answer."""
-    return text if text.count("=") != 1 else _ASSIGNMENT.sub("", text)
+def assignment(text: str) -> tuple[str, str]:
+    """``("x", "5")`` of ``x = 5``, ``5 = x`` and ``x \\in 5``; ``("", text)`` of anything else.
+
+    A left side of more than two characters is part of the answer, except a function's: ``f(x) = x^2``.
+    """
+    if text.count("=") + text.count("\\in ") != 1:
+        return "", text
+    if reverse := _REVERSED.match(text):
+        text = f"{reverse[2]} = {reverse[1]}"
+    found = _ASSIGNMENT.match(text)
+    return (found[1], text[found.end() :]) if found else ("", text)
 
 
 def split(text: str) -> tuple[str, list[str], str]:
