@@ -16,6 +16,7 @@ from aiohttp import web
 from miles_core.config import TeacherOptions
 from miles_core.errors import MilesError, RunError, UsageError
 from miles_core.rollout.conversion import to_rows
+from miles_core.rollout.manager import RolloutManager
 from miles_core.rollout.teacher import TeacherClient, prompt_log_probs
 from miles_core.samples import Invalid, Sample
 from miles_core.serving import ServerThread
@@ -70,7 +71,7 @@ class Server:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Script], Server]]:
+def teaching() -> Iterator[Callable[[Script], Server]]:
     servers: list[Server] = []
 
     def start(script: Script) -> Server:
@@ -103,8 +104,8 @@ def samples(count: int = 6) -> list[Sample]:
     ]
 
 
-def test_a_teacher_s_log_probs_come_to_the_response_s_tokens(serve):
-    server = serve(lambda body, _: answer(body))
+def test_a_teacher_s_log_probs_come_to_the_response_s_tokens(teaching):
+    server = teaching(lambda body, _: answer(body))
     batch = samples()
     progress = []
     tally = use(server.url + "/generate", lambda c: c.score(batch, 0.0, lambda *n: progress.append(n)), temperature=0.5)
@@ -126,8 +127,8 @@ def test_a_teacher_s_log_probs_come_to_the_response_s_tokens(serve):
     assert all(row.extras["teacher_log_probs"].dtype == np.float32 for row in rows)
 
 
-def test_samples_that_are_not_trained_on_are_not_scored(serve):
-    server = serve(lambda body, _: answer(body))
+def test_samples_that_are_not_trained_on_are_not_scored(teaching):
+    server = teaching(lambda body, _: answer(body))
     batch = samples(4)
     batch[0].response_ids = []
     batch[1].score, batch[1].reward = Invalid("broken"), None
@@ -138,19 +139,19 @@ def test_samples_that_are_not_trained_on_are_not_scored(serve):
     assert not any(row.mask.any() for row in to_rows(batch, None)[:3])
 
 
-def test_no_more_calls_at_a_time_than_allowed(serve):
+def test_no_more_calls_at_a_time_than_allowed(teaching):
     async def slow(body):
         await asyncio.sleep(0.02)
         return answer(body)
 
-    server = serve(lambda body, _: slow(body))
+    server = teaching(lambda body, _: slow(body))
     assert use(server.url, lambda c: c.score(samples(12), 0.0), teacher_concurrency=3).scored == 12
     assert server.most == 3
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_server_that_fails_now_and_then_is_asked_again(serve, status):
-    server = serve(lambda body, n: answer(body) if n % 2 else web.Response(status=status, text="busy"))
+def test_a_server_that_fails_now_and_then_is_asked_again(teaching, status):
+    server = teaching(lambda body, n: answer(body) if n % 2 else web.Response(status=status, text="busy"))
     tally = use(server.url, lambda c: c.score(samples(5), 0.0), teacher_concurrency=1)
     assert (tally.scored, tally.failed, tally.retries) == (5, 0, 5)
 
@@ -191,9 +192,9 @@ BROKEN: list[tuple[Script, str]] = [
 
 
 @pytest.mark.parametrize(("script", "why"), BROKEN)
-def test_what_is_no_score_is_a_failure_and_never_a_zero(serve, script, why):
+def test_what_is_no_score_is_a_failure_and_never_a_zero(teaching, script, why):
     """One sample's answers are broken; it is counted and masked, the others train."""
-    server = serve(lambda body, n: script(body, n) if body["input_ids"][1] == 4 else answer(body))
+    server = teaching(lambda body, n: script(body, n) if body["input_ids"][1] == 4 else answer(body))
     batch = samples(4)
     tally = use(server.url, lambda c: c.score(batch, 0.25))
     assert (tally.scored, tally.failed) == (3, 1)
@@ -209,8 +210,8 @@ def test_what_is_no_score_is_a_failure_and_never_a_zero(serve, script, why):
         use(server.url, lambda c: c.score(samples(4), 0.2))
 
 
-def test_a_server_that_stalls_costs_its_time_limit_only(serve):
-    server = serve(lambda body, _: asyncio.sleep(60) if body["input_ids"][1] == 4 else answer(body))
+def test_a_server_that_stalls_costs_its_time_limit_only(teaching):
+    server = teaching(lambda body, _: asyncio.sleep(60) if body["input_ids"][1] == 4 else answer(body))
     batch = samples(4)
     started = time.perf_counter()
     tally = use(server.url, lambda c: c.score(batch, 0.5), teacher_timeout=0.2, teacher_retries=1)
@@ -219,15 +220,15 @@ def test_a_server_that_stalls_costs_its_time_limit_only(serve):
     assert tally.details == ["sample 2: it was silent for 0.2 s"]
 
 
-def test_a_teacher_that_went_away_stops_the_run_at_once(serve):
-    server = serve(lambda body, _: web.Response(status=500, text="out of memory"))
+def test_a_teacher_that_went_away_stops_the_run_at_once(teaching):
+    server = teaching(lambda body, _: web.Response(status=500, text="out of memory"))
     with pytest.raises(RunError, match=r"M495 .*HTTP 500: out of memory"):
         use(server.url, lambda c: c.score(samples(40), 0.5), teacher_concurrency=1, teacher_retries=0)
     assert 21 <= len(server.bodies) <= 23, "what is left is given up once too many failed"
 
 
-def test_the_first_check_finds_what_will_not_do(serve):
-    fine = serve(lambda body, _: answer(body))
+def test_the_first_check_finds_what_will_not_do(teaching):
+    fine = teaching(lambda body, _: answer(body))
     assert use(fine.url, lambda c: c.check([1, 2, 3]), temperature=0.7) is None
     assert len(fine.bodies) == 2
     assert use(fine.url, lambda c: c.check([1, 2, 3])) is None
@@ -236,30 +237,89 @@ def test_the_first_check_finds_what_will_not_do(serve):
     def deaf(body: dict[str, Any], _: int) -> Any:
         return answer({**body, "sampling_params": {"temperature": 1.0}})
 
-    stock = serve(deaf)
+    stock = teaching(deaf)
     assert use(stock.url, lambda c: c.check([1, 2, 3])) is None
     with pytest.raises(UsageError, match=r"M494 .*temperature 1, not at --rollout-temperature 0.7"):
         use(stock.url, lambda c: c.check([1, 2, 3]), temperature=0.7)
 
-    other = serve(lambda body, _: {"choices": []})
+    other = teaching(lambda body, _: {"choices": []})
     with pytest.raises(UsageError, match=r"M493 .*no meta_info.input_token_logprobs"):
         use(other.url, lambda c: c.check([1, 2, 3]))
-    gone = serve(lambda body, _: answer(body))
+    gone = teaching(lambda body, _: answer(body))
     gone.stop()
     with pytest.raises(UsageError, match=r"M492 .*does not score a first request: .*onnect"):
         use(gone.url, lambda c: c.check([1, 2, 3]), teacher_retries=1)
 
 
-def test_the_key_is_sent_and_never_told(serve):
+def test_the_key_is_sent_and_never_told(teaching):
     def guarded(body: dict[str, Any], _: int) -> Any:
         return answer(body) if server.headers[-1].get("Authorization") == "Bearer k3y" else web.Response(status=401, text="who?")
 
-    server = serve(guarded)
+    server = teaching(guarded)
     assert use(server.url, lambda c: c.check([1, 2, 3]), teacher_api_key="k3y") is None
     with pytest.raises(MilesError, match=r"M492 .*HTTP 401: who") as refused:
         use(server.url, lambda c: c.check([1, 2, 3]), teacher_api_key="wr0ng")
     assert "wr0ng" not in refused.value.line()
     assert "MILES_TEACHER_API_KEY" in refused.value.line()
+
+
+DISTIL = ["--advantage-estimator", "on_policy_distillation", "--loss-type", "policy_loss"]
+
+
+def distilling(write, url: str, *more: object) -> list[object]:
+    rows = [{"input": f"say {i}"} for i in range(4)]
+    sizes = ["--rollout-batch-size", 2, "--n-samples-per-prompt", 2, "--rollout-max-response-len", 8]
+    return [*DISTIL, "--prompt-data", write(*rows), *sizes, "--teacher-url", url, *more]
+
+
+def test_a_rollout_without_a_reward_is_scored_and_not_graded(teaching, serve, plan, write):
+    def mostly(body: dict[str, Any], _: int) -> Any:
+        # The responses to the second prompt cannot be scored.
+        return answer(body) if prompts[1] not in bytes(i % 256 for i in body["input_ids"]) else web.Response(status=400, text="no")
+
+    server = teaching(mostly)
+    _, url = serve(lambda text, seed: "ab" + "c" * (seed % 4))
+    config, run_plan = plan(*distilling(write, server.url, "--reward-failure-limit", 0.5, "--rollout-temperature", 0.5))
+    assert run_plan.plugins.reward is None
+
+    async def whole() -> Any:
+        manager = RolloutManager(config, run_plan)
+        try:
+            await manager.start([url])
+            prompts[:] = [bytes(i % 256 for i in manager._source.prompts.sample(n).prompt_ids) for n in range(2)]
+            return await manager.generate(0)
+        finally:
+            await manager.close()
+
+    prompts = [b"", b"nothing"]
+    result = asyncio.run(whole())
+    assert len(result.rows) == 4
+    assert [bool(row.mask.any()) for row in result.rows] == [True, True, False, False]
+    for row in result.rows[:2]:
+        wanted = truth(row.tokens.tolist(), 0.5)[-row.response_length :]
+        assert np.allclose(row.extras["teacher_log_probs"], wanted)
+        assert row.reward == 0.0
+        assert math.isnan(row.raw_reward)
+    assert result.metrics["rollout/teacher_failures"] == 2
+    assert result.metrics["perf/teacher_time"] > 0
+    assert "rollout/raw_reward" not in result.metrics
+
+
+def test_a_run_does_not_start_without_its_teacher(teaching, serve, plan, write):
+    gone = teaching(lambda body, _: answer(body))
+    gone.stop()
+    _, url = serve(lambda text, seed: "ab")
+    config, run_plan = plan(*distilling(write, gone.url, "--teacher-retries", 0))
+
+    async def whole() -> None:
+        manager = RolloutManager(config, run_plan)
+        try:
+            await manager.start([url])
+        finally:
+            await manager.close()
+
+    with pytest.raises(UsageError, match="M492"):
+        asyncio.run(whole())
 
 
 def test_a_first_entry_with_a_log_prob_is_not_the_first_token_s():
