@@ -290,11 +290,11 @@ class _Round:
         if not self._its.refill.partial:
             for task in self._generating:
                 task.cancel()
-        while self._generating:
+        while running := set(self._generating):
             # Engines that are told to abort answer with what they have.
             if self._its.refill.partial:
                 await self._its.client.abort_all()
-            await asyncio.wait(self._generating, timeout=ABORT_INTERVAL)
+            await asyncio.wait(running, timeout=ABORT_INTERVAL)
 
 
 def _whole(group: Group) -> bool:
