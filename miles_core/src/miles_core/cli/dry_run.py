@@ -29,7 +29,7 @@ def describe(planned: Planned) -> str:
 
 def _plugins(plan: RunPlan) -> list[str]:
     p = plan.plugins
-    refs = [p.backend, p.engine, p.algo, p.advantage, p.loss, p.reward, *p.filters, *p.loggers, *p.hooks]
+    refs = [p.backend, p.engine, p.algo, p.advantage, p.loss, p.critic_loss, p.reward, *p.filters, *p.loggers, *p.hooks]
     return [f"{ref.kind:<10} {ref.name:<24} {_version(ref)}" for ref in refs if ref is not None]
 
 
@@ -41,6 +41,9 @@ def _processes(plan: RunPlan) -> list[str]:
     placement = plan.placement
     unit = "GPU" if placement.device == "cuda" else "CPU worker"
     rows = [f"{_count(placement.trainers, 'training rank')}, one {unit} each, {placement.communication}"]
+    if placement.critics:
+        where = "on the same devices, in turn" if placement.colocate else "on devices of their own"
+        rows.append(f"{_count(placement.critics, 'critic rank')}, {where}")
     if placement.engines:
         where = "on the same devices, in turn" if placement.colocate else "on devices of their own"
         rows.append(
@@ -70,8 +73,16 @@ def _batch(planned: Planned, plan: RunPlan) -> list[str]:
         f"{product} = {_count(samples, 'sample')} a rollout",
         f"{_count(batch.steps_per_rollout, 'optimizer step')} of {_count(batch.global_batch_size, 'sample')},"
         f" {per_rank} a rank, in micro-batches of {micro}",
-        f"{_count(batch.num_rollout, 'rollout')}, {_count(batch.train_steps, 'optimizer step')}",
+        f"{_count(batch.num_rollout, 'rollout')}, {_count(batch.train_steps, 'optimizer step')}{_critic_only(plan)}",
     ]
+
+
+def _critic_only(plan: RunPlan) -> str:
+    first, every = plan.batch.critic_only_rollouts, plan.batch.critic_steps
+    if not plan.placement.critics:
+        return ""
+    alone = f", alone in the first {_count(first, 'rollout')}" if first else ""
+    return f" of the actor, {every} of the critic{alone}"
 
 
 def _data(planned: Planned) -> list[str]:

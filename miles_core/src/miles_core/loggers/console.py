@@ -6,7 +6,16 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from miles_core.loggers.figures import LOSS, REWARD, STEP_SECONDS, evaluations, response_length, short
+from miles_core.loggers.figures import (
+    EXPLAINED_VARIANCE,
+    LOSS,
+    REWARD,
+    STEP_SECONDS,
+    VALUE_LOSS,
+    evaluations,
+    response_length,
+    short,
+)
 
 if TYPE_CHECKING:
     from miles_core.options import Config
@@ -16,6 +25,8 @@ _TRAIN = (
     ("train/entropy_loss", "entropy"),
     ("train/ppo_kl", "kl"),
     ("train/grad_norm", "grad"),
+    (VALUE_LOSS, "value loss"),
+    (EXPLAINED_VARIANCE, "explained"),
     ("train/train_rollout_logprob_abs_diff", "|dlogp|"),
 )
 _TIMES = (

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 REWARD = "rollout/raw_reward"
 LOSS = "train/loss"
+VALUE_LOSS = "train/critic-value_loss"
+EXPLAINED_VARIANCE = "train/critic-explained_variance"
 SAMPLES = "rollout/generated_samples"
 STEP_SECONDS = "perf/step_time"
 RESPONSE_LENGTH = ("rollout/response_len/mean", "rollout/response_lengths")

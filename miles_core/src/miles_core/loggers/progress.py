@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from miles_core.loggers.figures import LOSS, REWARD, SAMPLES, STEP_SECONDS, clock, response_length, short
+from miles_core.loggers.figures import LOSS, REWARD, SAMPLES, STEP_SECONDS, VALUE_LOSS, clock, response_length, short
 from miles_core.loggers.pace import Pace
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Progress:
 
     def _numbers(self, metrics: Mapping[str, float]) -> dict[str, float]:
         found = {}
-        for name, label in ((REWARD, "reward"), (LOSS, "loss")):
+        for name, label in ((REWARD, "reward"), (LOSS, "loss"), (VALUE_LOSS, "value loss")):
             if name in metrics:
                 found[label] = metrics[name]
         seconds = metrics.get(STEP_SECONDS)
@@ -154,7 +154,7 @@ class Progress:
         return found
 
     def _figures(self) -> list[str]:
-        texts = {"reward": "reward {}", "loss": "loss {}"}
+        texts = {"reward": "reward {}", "loss": "loss {}", "value loss": "value loss {}"}
         return [texts.get(label, "{} " + label).format(short(value)) for label, value in self._shown.items()]
 
     def _doing(self) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miles_core.loggers.figures import REWARD, duration, evaluations, short
+from miles_core.loggers.figures import EXPLAINED_VARIANCE, REWARD, VALUE_LOSS, duration, evaluations, short
+from miles_core.runtime.plan import critic_folder
 
 if TYPE_CHECKING:
     from miles_core.config import CheckpointOptions
@@ -47,7 +48,7 @@ def summary(plan: RunPlan, history: History, checkpoint: CheckpointOptions, seco
     lines = [f"Finished {history.rollouts} rollouts in {duration(seconds)}", ""]
     lines += [f"  {label:11} {text}" for label, text in _what(plan)]
     lines += ["", *_times(history.seconds, seconds)]
-    learned = [*_reward(history.metrics), *_evaluation(history.metrics)]
+    learned = [*_reward(history.metrics), *_critic(history.metrics), *_evaluation(history.metrics)]
     if learned:
         lines += ["", *learned]
     lines += ["", "  written to"]
@@ -63,6 +64,8 @@ def _what(plan: RunPlan) -> list[tuple[str, str]]:
     rows = [("algorithm", " + ".join(names) + (f", reward {plugins.reward.name}" if plugins.reward is not None else ""))]
     rows.append(("model", str(plan.checkpoint)))
     trainers = f"{plugins.backend.name} on {placement.trainers} {placement.device} rank{_s(placement.trainers)}"
+    if placement.critics:
+        trainers += f", critic on {placement.critics}"
     if plugins.engine is not None and placement.engines:
         where = ", colocated" if placement.colocate else ""
         trainers += f"; {placement.engines} x {plugins.engine.name}{where}"
@@ -99,6 +102,16 @@ def _reward(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:
     return [f"  {'reward':11} {text}"]
 
 
+def _critic(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:
+    """What a critic learned, from its first to its last optimizer step."""
+    found = []
+    for name, label in ((VALUE_LOSS, "value loss"), (EXPLAINED_VARIANCE, "explained variance of the returns")):
+        points = metrics.get(name, ())
+        if points:
+            found.append(f"{label} {short(points[0][1])} -> {short(points[-1][1])}")
+    return [f"  {'critic':11} {', '.join(found)}"] if found else []
+
+
 def _evaluation(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]:
     sets = evaluations(dict.fromkeys(metrics, 0.0))
     if not sets:
@@ -121,6 +134,8 @@ def _places(plan: RunPlan, checkpoint: CheckpointOptions) -> list[tuple[Path, st
         rows.append((Path(checkpoint.save), "run states; go on with --load"))
     if checkpoint.save_hf:
         rows.append((Path(checkpoint.save_hf), "the model, in Hugging Face format"))
+        if plan.placement.critics:
+            rows.append((critic_folder(Path(checkpoint.save_hf)), "the critic, in the same format"))
     return rows
 
 

@@ -30,7 +30,8 @@ class Record:
 class BackendRecord(Record):
     """A training backend (:class:`miles_core.protocols.TrainingBackend`).
 
-    Capabilities: ``cpu``, ``cuda``, ``context_parallel``, ``critic``, ``routing_replay``.
+    Capabilities: ``cpu``, ``cuda``, ``context_parallel``, ``critic``, ``routing_replay``; ``true_on_policy`` (on a CPU,
+    log-probs with the same bits in every batch, by :mod:`miles_core.numerics`).
     """
 
 
@@ -39,7 +40,7 @@ class EngineRecord(Record):
     """A rollout engine (:class:`miles_core.protocols.RolloutEngine`).
 
     Capabilities: ``cpu``, ``cuda``; ``batch_stream`` (one HTTP call takes many requests and answers each as it ends);
-    ``routed_experts`` (it says which experts each token went to); and the
+    ``routed_experts`` (it says which experts each token went to); ``true_on_policy``, as of backends; and the
     weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``disk``.
     """
 
@@ -48,19 +49,24 @@ class EngineRecord(Record):
 class AdvantageRecord(Record):
     """An advantage estimator (:class:`miles_core.protocols.Advantage`).
 
-    Capabilities: ``reward_free`` (a run may do without a reward: the estimator reads none); ``teacher`` (it needs teacher
-    log-probs), or ``teacher:--flag`` (it does while that switch of its options is on).
+    Capabilities: ``critic`` (it needs ``values``, so that the run trains a critic); ``reward_free`` (a run may do without a
+    reward: the estimator reads none); ``teacher`` (it needs teacher log-probs), or ``teacher:--flag`` (it does while that switch
+    of its options is on).
     """
 
 
 @dataclass(frozen=True)
 class LossRecord(Record):
-    """A loss (:class:`miles_core.protocols.Loss`). Capability ``supervised``: responses come from the data, no engine is needed."""
+    """A loss (:class:`miles_core.protocols.Loss`).
+
+    Capabilities: ``supervised`` (responses come from the data, no engine is needed); ``critic`` (it trains values and not a policy,
+    for ``--critic-loss-type``).
+    """
 
 
 @dataclass(frozen=True)
 class RewardRecord(Record):
-    """A reward (:class:`miles_core.protocols.Reward`)."""
+    """A reward (:class:`miles_core.protocols.Reward`). Capability ``group``: it reads ``--group-rm``."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
     from miles_core.runtime.cluster import connect
     from miles_core.runtime.crew import start_crew
     from miles_core.runtime.loop import Loop
+    from miles_core.runtime.plan import critic_folder
     from miles_core.runtime.reaper import Reaper
     from miles_core.runtime.saving import Saver, read_progress
     from miles_core.weights.transports import remove_stale, run_folder
@@ -105,6 +106,9 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
             progress.phase("save")
             crew.all_trainers("onload", what="trainers to load")
             crew.all_trainers("export_hf", Path(save_hf), what="trainers to export the model")
+            if crew.critics:
+                with crew.critics_on_devices():
+                    crew.all_critics("export_hf", critic_folder(Path(save_hf)), what="critics to export the model")
         for line in unread_report(config, crew.reads()):
             progress.message(line)
         crew.close()

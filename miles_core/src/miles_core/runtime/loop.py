@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from miles_core.config import EvaluationOptions, RunOptions
 from miles_core.errors import RunError
 from miles_core.plugins import events
+from miles_core.runtime.training_round import train_round
 
 if TYPE_CHECKING:
     from miles_core.loggers.progress import Progress
@@ -74,28 +75,29 @@ class Loop:
         """Sample, grade and convert one rollout."""
         with self._phase("rollout"):
             rollout: dict[str, Any] = self.crew.manager(
-                "generate", rollout_id, self.crew.data_size, what=f"rollout {rollout_id}", poll=self._show_generation
+                *("generate", rollout_id, self.crew.data_size, self.crew.critic_data_size),
+                what=f"rollout {rollout_id}",
+                poll=self._show_generation,
             )
         self.host.broadcast(events.RolloutEnd(rollout_id, rollout["metrics"]))
         return rollout
 
     def train(self, rollout_id: int, rollout: dict[str, Any]) -> dict[str, float]:
         """Optimizer steps on one rollout; returns the rollout's metrics of the trainers."""
-        placement = self.plan.placement
         with self._phase("offload"):
-            if placement.offload_rollout and self.crew.engines:
+            if self.plan.placement.offload_rollout and self.crew.engines:
                 self.crew.all_engines("release_memory", what="engines to release memory")
-            if placement.offload_train:
-                self.crew.all_trainers("onload", what="trainers to load")
+        trains_actor = rollout_id >= self.plan.batch.critic_only_rollouts
         with self._phase("train"):
-            reports = self.crew.all_trainers("train", rollout["batches"], what=f"training on rollout {rollout_id}")
-        report = next(r for r in reports if r is not None and r.reports)
-        self._count_skipped(rollout_id, report.skipped)
-        for step, metrics in enumerate(report.metrics_per_step):
+            done = train_round(self.crew, rollout, rollout_id, actor_steps=trains_actor)
+        if trains_actor:
+            self._count_skipped(rollout_id, done.actor.skipped)
+        steps = done.steps()
+        for step, metrics in enumerate(steps):
             self._log(metrics, rollout_id * self.plan.batch.steps_per_rollout + step)
-        last = report.metrics_per_step[-1] if report.metrics_per_step else {}
+        last = steps[-1] if steps else {}
         self.host.broadcast(events.TrainEnd(rollout_id, last))
-        return {**report.rollout_metrics, **{f"perf/{name}_time": s for name, s in report.seconds.items()}, **last}
+        return {**done.actor.rollout_metrics, **{f"perf/{name}_time": s for name, s in done.seconds().items()}, **last}
 
     def save(self, rollout_id: int) -> None:
         """Save the run state."""

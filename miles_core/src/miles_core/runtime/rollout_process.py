@@ -45,21 +45,22 @@ class RolloutProcess:
         return await self._manager.start(urls)
 
     @recorded_async
-    async def generate(self, rollout_id: int, data_size: int) -> dict[str, Any]:
-        """One rollout: metrics, examples, and one reference to a :class:`RankBatch` per data-parallel rank."""
+    async def generate(self, rollout_id: int, data_size: int, critic_data_size: int) -> dict[str, Any]:
+        """One rollout: metrics, examples, and one reference to a :class:`RankBatch` per data-parallel rank of actor and critic."""
+        from miles_core.training.exchange import critic_rows
         from miles_core.training.split import split_rows
 
         result = await self._manager.generate(rollout_id)
         balance = self.config.get(TrainingOptions).balance_data
-        batches = split_rows(
-            result.rows,
-            data_size=data_size,
-            steps=self.plan.batch.steps_per_rollout,
-            balance=balance,
-            rollout_id=rollout_id,
-        )
+        steps = self.plan.batch.steps_per_rollout
+
+        def divided(rows: Sequence[Any], size: int) -> list[Any]:
+            batches = split_rows(rows, data_size=size, steps=steps, balance=balance, rollout_id=rollout_id)
+            return [ray.put(batch) for batch in batches]
+
         return {
-            "batches": [ray.put(batch) for batch in batches],
+            "batches": divided(result.rows, data_size),
+            "critic_batches": divided(critic_rows(result.rows), critic_data_size) if critic_data_size else [],
             "metrics": result.metrics,
             "examples": result.examples,
         }

@@ -1,4 +1,4 @@
-"""Saving the whole of a run: trainers, rollout manager and counters, as one atomic state."""
+"""Saving the whole of a run: actor, critic, rollout manager and counters, as one atomic state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miles_core.config import CheckpointOptions
+from miles_core.runtime.checks.critic import CRITIC_FOLDER
 
 if TYPE_CHECKING:
     from miles_core.options import Config
@@ -43,6 +44,10 @@ class Saver:
         folder = self._store.begin(rollout_id)
         (folder / TRAINER_FOLDER).mkdir()
         self._crew.all_trainers("save", folder / TRAINER_FOLDER, what="trainers to save")
+        if self._crew.critics:
+            (folder / CRITIC_FOLDER).mkdir()
+            with self._crew.critics_on_devices():
+                self._crew.all_critics("save", folder / CRITIC_FOLDER, what="critics to save")
         state = self._crew.manager("state", what="the rollout manager's state")
         (folder / ROLLOUT_FILE).write_text(json.dumps(state), encoding="utf-8")
         plugins = self._plan.plugins
@@ -51,6 +56,7 @@ class Saver:
             "weight_version": version,
             "model_fingerprint": model_fingerprint(self._plan.checkpoint),
             "trainers": self._plan.placement.trainers,
+            "critics": self._plan.placement.critics,
             "plugins": {ref.kind: f"{ref.distribution}:{ref.name} {ref.version}" for ref in (plugins.backend, plugins.loss)},
         }
         return self._store.commit(rollout_id, meta, keep=self._options.save_total_limit)

@@ -37,7 +37,8 @@ def check_split_invariance(
     averaged per sample and per token. The inputs that the loss may need are random, except that they are all 0 at one sample.
 
     Args:
-        loss: to check; it gets every field of ``LossInputs`` but those of a critic.
+        loss: to check; it gets every field of ``LossInputs``. One that needs ``values`` is that of a critic, and gets those of a
+            value head in the place of log-probs and entropy, which are 0.
         samples: in the batch.
         seed: of batch and model.
         dtype: of the model, float64 or float32.
@@ -48,8 +49,9 @@ def check_split_invariance(
         AssertionError: which split differs, in what, and by how much.
     """
     rows = random_rows(samples, seed=seed)
-    model = ToyModel.random(ToyConfig(), seed).to(dtype)
-    request = OutputRequest(entropy=True, temperature=temperature)
+    critic = "values" in loss.needs
+    model = ToyModel.random(ToyConfig(value_head=critic), seed).to(dtype)
+    request = OutputRequest(log_probs=not critic, entropy=not critic, values=critic, temperature=temperature)
     table = RowTable(rows)
     fields = _random_fields(table, seed)
     count = count_step(rows)
@@ -70,7 +72,8 @@ def _random_fields(table: RowTable, seed: int) -> dict[str, np.ndarray]:
         fields[name] = rng.uniform(-5, -0.5, len(table.mask)).astype(np.float32)
     advantages = np.repeat(rng.normal(size=table.size + 1), table.response_lengths).astype(np.float32)
     advantages[: table.response_lengths[0]] = 0
-    return fields | {"advantages": advantages, "returns": advantages}
+    values = rng.normal(size=len(table.mask)).astype(np.float32)
+    return fields | {"advantages": advantages, "returns": advantages, "old_values": values}
 
 
 def _splits(samples: int, seed: int) -> dict[str, list[tuple[int, ...]]]:
@@ -114,18 +117,10 @@ def _one_by_one(
     for i, row in enumerate(table.rows):
         response = row.response_length
         ids = torch.from_numpy(row.tokens.astype(np.int64))
-        logits = model(ids)[-response - 1 : -1] / request.temperature
-        every = torch.log_softmax(logits, -1)
+        outputs = _plain_outputs(model(ids)[-response - 1 : -1], ids[-response:], request)
         index = table.response_index(np.array([i]))
         given = {name: torch.from_numpy(values[index]) for name, values in fields.items()}
-        result = loss(
-            LossInputs(
-                log_probs=every.gather(1, ids[-response:, None])[:, 0],
-                entropy=-(every.exp() * every).sum(-1),
-                lengths=(response,),
-                **given,
-            )
-        )
+        result = loss(LossInputs(lengths=(response,), **outputs, **given))
         mask = given["mask"]
         divisor = tokens if tokens is not None else max(float(mask.sum()), 1.0) * len(table.rows)
         share = (mask * torch.where(mask != 0, result.loss, 0)).sum() / divisor
@@ -133,6 +128,14 @@ def _one_by_one(
         for name, term in {"loss": result.loss.detach(), **result.metrics}.items():
             totals[name] = totals.get(name, 0.0) + float((mask * torch.where(mask != 0, term, 0)).sum()) / divisor
     return _gradients(model), totals
+
+
+def _plain_outputs(heads: torch.Tensor, targets: torch.Tensor, request: OutputRequest) -> dict[str, torch.Tensor]:
+    """Fields of ``LossInputs``, from the outputs of the head in front of each response token, ``[R, V]`` or ``[R, 1]``."""
+    if request.values:
+        return {"values": heads[:, 0], "log_probs": torch.zeros_like(heads[:, 0])}
+    every = torch.log_softmax(heads / request.temperature, -1)
+    return {"log_probs": every.gather(1, targets[:, None])[:, 0], "entropy": -(every.exp() * every).sum(-1)}
 
 
 def _gradients(model: ToyModel) -> dict[str, torch.Tensor]:

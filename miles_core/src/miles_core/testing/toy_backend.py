@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from miles_core.config import TrainingOptions
-from miles_core.errors import UsageError
 from miles_core.options import Config
 from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
 from miles_core.testing.toy_model import ToyModel, save_toy, toy_reference
@@ -57,14 +56,9 @@ class ToyBackend:
         return Parallel(rank=rank, world_size=size, data_rank=rank, data_size=size, data_group=group, reports=rank == 0)
 
     def setup(self, spec: ModelSpec) -> None:
-        """Load the actor and its copies.
-
-        Raises:
-            UsageError: a value head is asked for (M410).
-        """
-        if spec.value_head:
-            raise UsageError("M410", "the toy backend has no value head", owner="miles-core")
-        actor = self._sets["actor"] = toy_reference(spec.weights or spec.checkpoint).to(self._dtype)
+        """Load the actor and its copies."""
+        model = toy_reference(spec.weights or spec.checkpoint)
+        actor = self._sets["actor"] = (model.critic() if spec.value_head else model).to(self._dtype)
         sources = dict(spec.copy_sources)
         for name in spec.copies:
             self._sets[name] = toy_reference(sources.get(name, spec.checkpoint)).to(self._dtype).requires_grad_(False)

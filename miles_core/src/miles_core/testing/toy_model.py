@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,10 +25,11 @@ class ToyConfig:
     hidden_size: int = 16
     layers: int = 2
     heads: int = 2
+    value_head: bool = False
 
 
 class ToyModel(nn.Module):
-    """Sinusoidal positions, pre-norm blocks of attention and a two-layer perceptron, an untied head."""
+    """Sinusoidal positions, pre-norm blocks of attention and a two-layer perceptron, an untied head; one output for a critic."""
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
@@ -36,7 +37,14 @@ class ToyModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.hidden_size, 1 if config.value_head else config.vocab_size, bias=config.value_head)
+
+    def critic(self) -> ToyModel:
+        """A copy with a value head, which starts at 0 where this model has none."""
+        model = ToyModel(replace(self.config, value_head=True))
+        kept = {n: t for n, t in self.state_dict().items() if self.config.value_head or not n.startswith("head.")}
+        model.load_state_dict({n: torch.zeros_like(t) for n, t in model.state_dict().items()} | kept)
+        return model
 
     @classmethod
     def random(cls, config: ToyConfig, seed: int) -> ToyModel:

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 from collections.abc import Iterator, Sequence
 
-from miles_algos.options import GroupRewardOptions, PolicyLossOptions
+from miles_algos.options import GroupRewardOptions, PolicyLossOptions, ValueLossOptions
 from miles_core.config import DataOptions, PluginOptions
 from miles_core.errors import UsageError
 from miles_core.options import Config
@@ -42,6 +42,13 @@ def miles_loss() -> Sequence[LossRecord]:
             create="miles_algos.losses.sft_loss:SftLoss",
             summary="Negative log-likelihood of responses from the data",
             capabilities=frozenset({"supervised"}),
+        ),
+        LossRecord(
+            name="value_loss",
+            create="miles_algos.losses.value_loss:ValueLoss",
+            options=ValueLossOptions,
+            summary="Clipped squared error of a critic's values",
+            capabilities=frozenset({"critic"}),
         ),
     ]
 
@@ -82,6 +89,9 @@ def problems(config: Config) -> Iterator[UsageError]:
     policy_loss = _bare(chosen.loss_type) == "policy_loss"
     if PolicyLossOptions in selected and policy_loss:
         yield from _policy_loss(config.get(PolicyLossOptions))
+    if ValueLossOptions in selected and not config.get(ValueLossOptions).value_clip > 0:
+        clip = config.get(ValueLossOptions).value_clip
+        yield _error("M271", f"--value-clip is {clip:g}", why="values could not move", fix="choose more than 0")
     single = config.get(DataOptions).n_samples_per_prompt == 1
     if single and _bare(chosen.dynamic_sampling_filter_path) == "nonzero_std":
         yield _error(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import logging
@@ -14,10 +13,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
-from miles_core.errors import RunError, UsageError
+from miles_core.errors import RunError
+from miles_core.numerics.model import check_place
 from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
 from miles_core.training.batch import MicroBatch, ModelOutputs
-from miles_fsdp.attention import check_packable, choose_attention
+from miles_fsdp.attention import INVARIANT, check_packable, choose_attention
 from miles_fsdp.checkpoint import HfWeights
 from miles_fsdp.export import whole_weights, write_hf
 from miles_fsdp.model import build_empty, fill, read_config, shard
@@ -25,7 +25,7 @@ from miles_fsdp.optimizer import ShardedOptimizer, local
 from miles_fsdp.options import FsdpOptions
 from miles_fsdp.parking import Parking
 from miles_fsdp.plugin import OWNER, chosen_by_user
-from miles_fsdp.routing import RouterReplay
+from miles_fsdp.routing import Replays
 from miles_fsdp.state import load_state, read_facts, save_state
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ class FsdpBackend:
         self._options = config.get(FsdpOptions)
         self._device: torch.device | None = None
         self._sets: dict[str, Policy] = {}
-        self._replays: dict[str, RouterReplay] = {}
+        self._replays = Replays()
         self._parking: dict[str, Parking] = {}
         self._changed: set[str] = set()
+        self._exact = False
         self._offloaded = False
 
     @property
@@ -73,47 +74,42 @@ class FsdpBackend:
         """Build the actor, its copies and the optimizer from ``spec``.
 
         Raises:
-            UsageError: the checkpoint does not fit (M340, M342, M343, M345), or asks for what is not there (M341, M346, M435).
+            UsageError: the checkpoint does not fit (M340, M342, M343, M345), or asks for what is not there (M341, M435).
         """
-        if spec.value_head:
-            raise UsageError("M346", "the fsdp backend has no value head", owner=OWNER, fix="train the critic with another backend")
         self._spec = spec
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self._compute = _precision(self._options.precision, self.device)
+        self._exact = self._config.get(TrainingOptions).true_on_policy_mode and not spec.value_head
+        if self._exact:
+            check_place(self.device.type, OWNER)
         self._mesh: DeviceMesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
         model_config = read_config(spec.checkpoint)
         self._announced = False
         weights = HfWeights(spec.weights or spec.checkpoint)
         self._dtypes = {name: tensor.dtype for name, tensor in HfWeights(spec.checkpoint).tensors.items()}
-        actor = self._sets["actor"] = self._build(model_config, weights, trainable=True)
+        actor = self._sets["actor"] = self._build(
+            model_config, weights, trainable=True, invariant=self._exact, value_head=spec.value_head
+        )
         parameters: dict[str, Any] = dict(actor.model.named_parameters())
         self._optimizer = ShardedOptimizer(self._config, parameters, spec.train_steps, self.device)
         sources = dict(spec.copy_sources)
         frozen = [*((name, sources.get(name, spec.checkpoint)) for name in spec.copies), *spec.models]
         for name, source in frozen:
-            self._sets[name] = self._build(read_config(source), HfWeights(source), trainable=False)
+            # Other models than the policy are compared with nothing that an engine computed.
+            invariant = self._exact and name in spec.copies
+            self._sets[name] = self._build(read_config(source), HfWeights(source), trainable=False, invariant=invariant)
             self._parking[name] = Parking()
             self._put_away(name)
         self._parking["actor"] = Parking()
         if self._config.get(RoutingOptions).replays and not spec.value_head:
-            self._replays["actor"] = RouterReplay(actor.model)
+            self._replays.of("actor", actor.model)
 
-    @contextlib.contextmanager
-    def _routing(self, name: str, micro_batches: Sequence[MicroBatch], request: OutputRequest) -> Iterator[RouterReplay | None]:
-        """What stands in front of the routers of a weight set, while a pass records or replays routes; else None."""
-        if not request.routes and all(batch.routes is None for batch in micro_batches):
-            yield None
-            return
-        if name not in self._replays:
-            self._replays[name] = RouterReplay(self._sets[name].model)
-        try:
-            yield self._replays[name]
-        finally:
-            self._replays[name].stop()
-
-    def _build(self, model_config: Any, weights: HfWeights, *, trainable: bool) -> Policy:
-        model = build_empty(model_config, self._attentions(model_config))
+    def _build(
+        self, model_config: Any, weights: HfWeights, *, trainable: bool, invariant: bool = False, value_head: bool = False
+    ) -> Policy:
+        attentions = (INVARIANT,) if invariant else self._attentions(model_config)
+        model = build_empty(model_config, attentions, with_value_head=value_head)
         if self._config.get(TrainingOptions).qkv_format == "thd":
             check_packable(model)
         policy = shard(
@@ -126,7 +122,8 @@ class FsdpBackend:
         )
         home = torch.device("cpu") if self._options.cpu_offload else self.device
         # A frozen set is only ever computed with, so it needs no more than the compute precision.
-        fill(policy, weights, home, torch.float32 if trainable else self._compute)
+        seed = self._config.get(TrainingOptions).seed
+        fill(policy, weights, home, torch.float32 if trainable else self._compute, seed=seed)
         return policy
 
     def _attentions(self, model_config: Any) -> tuple[str, ...]:
@@ -152,7 +149,7 @@ class FsdpBackend:
         policy = self._present(weights)
         self._fetch(weights)
         outputs = []
-        with torch.no_grad(), self._routing(weights, micro_batches, request) as replay:
+        with torch.no_grad(), self._replays.during(weights, policy.model, micro_batches, request) as replay:
             for batch in micro_batches:
                 if replay is not None:
                     replay.start(batch, record=request.routes)
@@ -172,7 +169,7 @@ class FsdpBackend:
         assert micro_batches, "a step needs a micro-batch"
         policy = self._present("actor")
         last = len(micro_batches) - 1
-        with self._routing("actor", micro_batches, request) as replay:
+        with self._replays.during("actor", policy.model, micro_batches, request) as replay:
             for i, batch in enumerate(micro_batches):
                 if i in (0, last):
                     policy.set_requires_gradient_sync(i == last)  # type: ignore[operator]
@@ -196,8 +193,13 @@ class FsdpBackend:
         scalar.backward()  # type: ignore[no-untyped-call]
 
     def export_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The actor's weights, whole, under their HF names in the checkpoint's dtypes. Collective; all ranks yield."""
-        return whole_weights(self._present("actor").model, self._dtypes, self.device)
+        """The actor's weights, whole, under their HF names in the checkpoint's dtypes. Collective; all ranks yield.
+
+        In ``--true-on-policy-mode`` they come in fp32 whatever the checkpoint has: an engine that serves rounded weights samples
+        from another policy.
+        """
+        dtypes = dict.fromkeys(self._dtypes, torch.float32) if self._exact else self._dtypes
+        return whole_weights(self._present("actor").model, dtypes, self.device)
 
     def copy_weights(self, source: str, target: str) -> None:
         """Overwrite one named weight set by another; the optimizer's state stays. A copy has the compute precision only.
@@ -257,7 +259,8 @@ class FsdpBackend:
     def export_hf(self, directory: Path) -> None:
         """Write an HF directory, whole or not at all. Collective."""
         to_host = self._options.state_dict_cpu_offload
-        write_hf(directory, self._spec.checkpoint, self.export_weights(), to_host=to_host)
+        tensors = whole_weights(self._present("actor").model, self._dtypes, self.device)
+        write_hf(directory, self._spec.checkpoint, tensors, to_host=to_host, critic=self._spec.value_head)
 
     def offload(self) -> None:
         """Free the accelerator; without one, or with ``--fsdp-cpu-offload``, there is nothing to move."""

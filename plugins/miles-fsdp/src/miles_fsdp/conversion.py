@@ -11,6 +11,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, revert_weight_conversion
 
 from miles_core.errors import UsageError
+from miles_fsdp import value_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,11 +43,9 @@ def converted_parameters(model: nn.Module, weights: HfWeights) -> Callable[[str,
             str(weights.directory), dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation="eager"
         )
         state = dict(loaded.named_parameters())
-        problem = [
-            ", ".join(
-                f"{kind.split('_')[0]} {name}" for kind in ("missing_keys", "unexpected_keys") for name in sorted(report[kind])[:5]
-            )
-        ]
+        heads = _replaced_heads(loaded) if value_head.of(model) is not None else set()
+        wrong = {kind: sorted(set(report[f"{kind}_keys"]) - heads) for kind in ("missing", "unexpected")}
+        problem = [", ".join(f"{kind} {name}" for kind, names in wrong.items() for name in names[:5])]
     dist.broadcast_object_list(problem, src=0)
     if problem[0]:
         raise UsageError(
@@ -64,6 +63,13 @@ def converted_parameters(model: nn.Module, weights: HfWeights) -> Callable[[str,
         return whole[rows[0] : rows[1]].clone()
 
     return read
+
+
+def _replaced_heads(loaded: nn.Module) -> set[str]:
+    """Names of the vocabulary head, which a critic lacks, and of the value head, which the model that was loaded lacks."""
+    head = loaded.get_output_embeddings()  # type: ignore[operator]
+    names = {name for name, module in loaded.named_modules() if module is head}
+    return set(value_head.NAMES) | {f"{name}.{part}" for name in names for part, _ in head.named_parameters()}
 
 
 def to_checkpoint(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from miles_fsdp import value_head
 from miles_fsdp.conversion import is_converted, to_checkpoint
 from miles_fsdp.model import parameter_names
 from miles_fsdp.optimizer import local
@@ -58,7 +59,7 @@ def whole_weights(model: nn.Module, dtypes: dict[str, torch.dtype], device: torc
         previous = layer
         # Rounding commutes with moving elements about, so the traffic is in the checkpoint's dtype where there is only one.
         one = len(set(dtypes.values())) == 1
-        group[name] = gather(param, kind if one else param.dtype, device)
+        group[name] = gather(param, kind if one and name not in value_head.NAMES else param.dtype, device)
     yield from _converted(model, group, dtypes)
     yield from buffers.items()
 
@@ -82,7 +83,9 @@ def gather(param: torch.Tensor, dtype: torch.dtype, device: torch.device) -> tor
     return whole.full_tensor()
 
 
-def write_hf(directory: Path, source: Path, tensors: Iterator[tuple[str, torch.Tensor]], *, to_host: bool) -> None:
+def write_hf(
+    directory: Path, source: Path, tensors: Iterator[tuple[str, torch.Tensor]], *, to_host: bool, critic: bool = False
+) -> None:
     """Write an HF directory, whole or not at all: rank 0 writes, all ranks iterate. Collective.
 
     Args:
@@ -90,6 +93,7 @@ def write_hf(directory: Path, source: Path, tensors: Iterator[tuple[str, torch.T
         source: HF directory that config, generation config and tokenizer are copied from.
         tensors: the weights.
         to_host: move each tensor to host memory as it comes, not when its file is written.
+        critic: the model has a value head.
     """
     writer = dist.get_rank() == 0
     building = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
@@ -118,6 +122,8 @@ def write_hf(directory: Path, source: Path, tensors: Iterator[tuple[str, torch.T
         flush()
         _finish(building, places, sum(sizes))
         _copy_companions(source, building)
+        if critic:
+            value_head.describe(building)
         _swap(building, directory)
     dist.barrier()
 

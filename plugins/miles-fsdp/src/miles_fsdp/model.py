@@ -16,7 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from miles_core.errors import UsageError
-from miles_fsdp.attention import PACKED
+from miles_core.numerics.model import make_invariant
+from miles_fsdp import value_head
+from miles_fsdp.attention import INVARIANT, PACKED
 from miles_fsdp.conversion import converted_parameters, is_converted
 from miles_fsdp.policy import Policy
 
@@ -46,30 +48,36 @@ def read_config(directory: Path) -> Any:
         ) from cause
 
 
-def build_empty(config: Any, attentions: Sequence[str]) -> nn.Module:
+def build_empty(config: Any, attentions: Sequence[str], *, with_value_head: bool = False) -> nn.Module:
     """The model with parameters on the meta device and its buffers computed, as they are not all in checkpoints.
 
     Args:
         config: the model's configuration.
         attentions: implementations in order of preference; the first that the model can use is taken.
+        with_value_head: replace the vocabulary head, see :mod:`miles_fsdp.value_head`.
 
     Raises:
-        UsageError: transformers has no causal language model of this architecture, or none of ``attentions`` (M345).
+        UsageError: transformers has no causal language model of this architecture, or none of ``attentions`` (M345); the
+            attention is the invariant one, and the rest of the model cannot be (M279).
     """
     why = ""
     for attention in attentions:
         try:
             with _parameters_on_meta(), no_init_weights():
-                first = "eager" if attention == PACKED else attention
+                first = "eager" if attention in (PACKED, INVARIANT) else attention
                 model = AutoModelForCausalLM.from_config(config, attn_implementation=first, dtype=torch.float32)
         except ValueError as cause:
             why = str(cause).splitlines()[0]
             continue
-        if attention == PACKED:
+        if attention in (PACKED, INVARIANT):
             if not model.is_backend_compatible():
                 continue
-            model.set_attn_implementation(PACKED)
+            model.set_attn_implementation(attention)
+        if attention == INVARIANT:
+            make_invariant(model)
         model.tie_weights()
+        if with_value_head:
+            value_head.install(model)
         # Dropout would make two passes over the same tokens disagree; RL compares such passes.
         return model.eval()  # type: ignore[no-any-return]
     raise UsageError(
@@ -119,19 +127,25 @@ def shard(
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         # One rank has nothing to gather: keeping the layer's compute copy until its backward saves a second cast.
         fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=mesh.size() > 1)
+    head = value_head.of(model)
+    if head is not None:
+        # Values are regressed on, which bf16 is too coarse for: their head takes part in fp32 whatever the rest does.
+        exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
+        fully_shard(head, mesh=mesh, mp_policy=exact, offload_policy=offload, reshard_after_forward=False)
     fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=offload)
-    for part in (*blocks, policy):
+    for part in (*blocks, *([head] if head is not None else []), policy):
         # Neither setting reaches the modules inside, and without them FSDP takes the mean.
         part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
     return policy
 
 
-def fill(policy: Policy, weights: HfWeights, device: torch.device, dtype: torch.dtype) -> None:
+def fill(policy: Policy, weights: HfWeights, device: torch.device, dtype: torch.dtype, *, seed: int = 0) -> None:
     """Give every parameter this rank's rows of the checkpoint, and every stored buffer its value.
 
     Args:
         device, dtype: of the shards.
+        seed: of a value head that the checkpoint does not have.
 
     Raises:
         UsageError: tensors are missing or unexpected (M342), or of another shape (M343).
@@ -146,7 +160,7 @@ def fill(policy: Policy, weights: HfWeights, device: torch.device, dtype: torch.
         def read(name: str, rows: tuple[int, int]) -> torch.Tensor:
             return weights.read(next(n for n in aliases[name] if n in weights.tensors), rows)
 
-    _replace_parameters(model, read, device, dtype)
+    _replace_parameters(model, value_head.reader(model, weights, seed, read), device, dtype)
     # A conversion, even one that does nothing, makes FSDP take over the new shards and pad them: their storage is final after it.
     policy._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]
     for name, buffer in model.named_buffers():
@@ -199,7 +213,9 @@ def check_names(model: nn.Module, weights: HfWeights) -> None:
     """
     known = model.state_dict().keys()
     names = parameter_names(model)
-    missing = [name for name, aliases in names.items() if not any(alias in weights.tensors for alias in aliases)]
+    absent = {name for name, aliases in names.items() if not any(alias in weights.tensors for alias in aliases)}
+    optional = set(value_head.NAMES) if value_head.of(model) is not None else set()
+    missing = [name for name in names if name in absent - optional]
     patterns = *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$"
     ignored = [re.compile(pattern) for pattern in patterns]
     unexpected = [name for name in weights.tensors if name not in known and not any(p.search(name) for p in ignored)]
@@ -217,6 +233,8 @@ def check_names(model: nn.Module, weights: HfWeights) -> None:
             unexpected=unexpected,
         )
     for name, param in model.named_parameters():
+        if name in absent:
+            continue
         stored = next(alias for alias in names[name] if alias in weights.tensors)
         shape = weights.tensors[stored].shape
         if shape != tuple(param.shape):

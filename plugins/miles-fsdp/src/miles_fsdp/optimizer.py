@@ -37,6 +37,7 @@ class ShardedOptimizer:
     def __init__(self, config: Config, parameters: dict[str, DTensor], train_steps: int, device: torch.device) -> None:
         self.kind = config.get(FsdpOptions).optimizer
         self.finished = 0
+        self._reset_at = 0
         self._options = options = config.get(TrainingOptions)
         self._train_steps = train_steps
         self._device = device
@@ -95,6 +96,15 @@ class ShardedOptimizer:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def reset(self) -> None:
+        """Back to the state before the first step, in place; :attr:`finished`, which the schedule goes by, stays."""
+        self._reset_at = self.finished
+        if self._optimizer is not None:
+            for entry in self._optimizer.state.values():
+                for value in entry.values():
+                    if torch.is_tensor(value):
+                        value.zero_()
+
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """The state of each parameter, by name and field, as live local tensors; zeros where no step has been taken yet.
 
@@ -107,7 +117,7 @@ class ShardedOptimizer:
             # A rank without rows of a parameter takes part in saving it nevertheless, hence the detour for empty shards.
             entry = self._optimizer.state[shard] if self._optimizer is not None and shard.numel() else {}
             if not entry:
-                entry["step"] = torch.tensor(float(self.finished), device=shard.device)
+                entry["step"] = torch.tensor(float(self.finished - self._reset_at), device=shard.device)
                 entry["exp_avg"] = torch.zeros_like(shard)
                 entry["exp_avg_sq"] = torch.zeros_like(shard)
             found[name] = entry

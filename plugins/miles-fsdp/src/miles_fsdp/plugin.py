@@ -29,7 +29,7 @@ def miles_backend() -> Sequence[BackendRecord]:
             create="miles_fsdp.backend:FsdpBackend",
             options=FsdpOptions,
             summary="PyTorch FSDP2 (fully_shard) on CPU and GPU, for any causal LM of transformers",
-            capabilities=frozenset({"cpu", "cuda", "routing_replay"}),
+            capabilities=frozenset({"cpu", "cuda", "critic", "routing_replay", "true_on_policy"}),
         )
     ]
 
@@ -50,6 +50,11 @@ def miles_configure(event: Configure) -> None:
         if why:
             fix = "leave --attn-implementation out, or set it to sdpa"
             event.error(UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix))
+    if training.true_on_policy_mode and options.precision == "bf16":
+        why = "its exact difference of 0 is that of fp32"
+        fix = "leave one of them out"
+        what = "--fsdp-precision bf16 contradicts --true-on-policy-mode"
+        event.error(UsageError("M278", what, owner=OWNER, why=why, fix=fix))
     fraction = training.lr_warmup_fraction
     if fraction is not None and not 0.0 <= fraction <= 1.0:
         event.error(UsageError("M347", f"--lr-warmup-fraction is {fraction}", owner=OWNER, why="it is a share", fix="give 0 to 1"))

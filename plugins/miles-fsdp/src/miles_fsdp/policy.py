@@ -1,4 +1,4 @@
-"""The root module: a causal LM that turns a micro-batch into log-probs and entropy of its response tokens."""
+"""The root module: a causal LM that turns a micro-batch into log-probs and entropy, or values, of its response tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from miles_core.training.logprobs import token_outputs, token_outputs_from_hidden
-from miles_fsdp.attention import PACKED, Packing, runs_variable_length
+from miles_fsdp import value_head
+from miles_fsdp.attention import INVARIANT, PACKED, Packing, runs_variable_length
 
 if TYPE_CHECKING:
     from miles_core.protocols.backend import OutputRequest
@@ -27,17 +28,18 @@ class Policy(nn.Module):
         self.model: Any = model
         self.attention: str = model.config._attn_implementation
         self.compute = compute
-        self.plain_head = _head_is_last(model, self.head)
+        self.plain_head = value_head.of(model) is not None or _head_is_last(model, self.head)
 
     @property
     def head(self) -> nn.Module:
-        """The vocabulary head. No attribute, which would register the module under a second name."""
-        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+        """The vocabulary or value head. No attribute, which would register the module under a second name."""
+        return value_head.of(self.model) or self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
     def forward(
         self, batch: MicroBatch, request: OutputRequest, entropy_grad: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Log-probs and entropy, ``[N]`` each, or None where not requested."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Log-probs, entropy and values, ``[N]`` each, or None where not requested. A value head gives values only."""
+        assert request.values == (value_head.of(self.model) is not None), "values are of a critic, log-probs of a policy"
         inputs = self._inputs(batch)
         if self.plain_head:
             hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.logit_index)
@@ -45,7 +47,9 @@ class Policy(nn.Module):
         else:
             logits = _logits(self.model, self.head, inputs, batch.logit_index)
             outputs = token_outputs(logits, batch.targets, request, entropy_grad=entropy_grad)
-        return outputs.log_probs, outputs.entropy
+        # FSDP does not want a view of what it hooks: values are one of the head's output.
+        values = outputs.values.clone() if outputs.values is not None else None
+        return outputs.log_probs, outputs.entropy, values
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
@@ -53,8 +57,8 @@ class Policy(nn.Module):
             # Right padding: every model counts positions from 0 by itself.
             return inputs | {"attention_mask": batch.attention_mask}
         inputs["position_ids"] = batch.position_ids
-        if self.attention == PACKED:
-            inputs["packing"] = Packing.of(batch, varlen=runs_variable_length(PACKED, batch.tokens.device, self.compute))
+        if self.attention in (PACKED, INVARIANT):
+            inputs["packing"] = Packing.of(batch, varlen=runs_variable_length(self.attention, batch.tokens.device, self.compute))
         elif self.attention.startswith("flash"):
             bounds = batch.cu_seqlens
             inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}

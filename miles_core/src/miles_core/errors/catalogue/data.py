@@ -156,12 +156,6 @@ DATA: dict[str, Explanation] = {
             "thd and jamba keeps a state along the row. Do: set --qkv-format bshd"
         ),
     ),
-    "M346": Explanation(
-        title="A critic that the backend cannot train",
-        meaning="The backend has no value head.",
-        remedy="Train the critic with another backend, or choose an algorithm without one.",
-        example=("M346 miles-fsdp 0.1.0: the fsdp backend has no value head. Do: train the critic with another backend"),
-    ),
     "M347": Explanation(
         title="A learning-rate schedule that cannot be meant",
         meaning="`--lr-warmup-fraction` is not in 0 to 1, or `--min-lr` is above `--lr`.",

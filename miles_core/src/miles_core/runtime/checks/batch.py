@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from miles_core.config import DataOptions, EvaluationOptions, TrainingOptions
+from miles_core.config import CriticOptions, DataOptions, EvaluationOptions, TrainingOptions
+from miles_core.runtime.checks.critic import critic_ranks
 from miles_core.runtime.checks.report import Report, flag_of
 from miles_core.runtime.plan import BatchPlan
 
@@ -32,7 +33,8 @@ def check_batch(report: Report, trainers: int, prompt_rows: int | None) -> Batch
     _training(report)
     steps = _steps(report)
     if steps is not None:
-        _ranks(report, steps, trainers)
+        for ranks in sorted({trainers, critic_ranks(report) or trainers}):
+            _ranks(report, steps, ranks)
     rollouts = _rollouts(report, prompt_rows)
     if steps is None or rollouts is None:
         return None
@@ -48,6 +50,7 @@ def check_batch(report: Report, trainers: int, prompt_rows: int | None) -> Batch
         steps_per_rollout=steps.steps,
         num_rollout=rollouts,
         rollouts_per_epoch=per_epoch or None,
+        critic_only_rollouts=report.peek(CriticOptions).num_critic_only_steps if report.has_critic else 0,
     )
 
 

@@ -75,6 +75,11 @@ class Report:
         return self.selection.supervised
 
     @property
+    def has_critic(self) -> bool:
+        """Whether a critic is trained besides the actor."""
+        return self.selection.has_critic
+
+    @property
     def evaluates(self) -> bool:
         """Whether the run evaluates."""
         return self.peek(EvaluationOptions).eval_interval is not None
