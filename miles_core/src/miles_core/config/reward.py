@@ -22,6 +22,11 @@ class RewardOptions:
     eval_reward_key: str | None = option(
         None, flag="--eval-reward-key", help="Key of the number to report in evaluation; --reward-key when not given."
     )
+    group_rm: bool = option(
+        False,
+        flag="--group-rm",
+        help="Call --custom-rm-path once for a prompt's whole group: async fn(samples) -> list of numbers, dicts or Scores.",
+    )
     custom_reward_post_process_path: str | None = option(
         None,
         flag="--custom-reward-post-process-path",

@@ -56,7 +56,8 @@ class FunctionReward:
 
     A plain function runs in ``--reward-workers`` threads, so that it does not block the event loop; an async one on the loop, all
     samples at once. One that takes longer than ``--reward-timeout`` seconds scores as ``Timeout``; a plain function's thread
-    cannot be ended and is left behind.
+    cannot be ended and is left behind. With ``--group-rm`` it is a function of a list of samples, called once per group, that
+    returns as many answers.
     """
 
     def __init__(self, function: Callable[..., Any], call: tuple[str, ...], name: str, config: Config) -> None:
@@ -65,33 +66,46 @@ class FunctionReward:
         self._leading: tuple[Any, ...] = (Arguments(config),) if call[0] == "args" else ()
         self._name = name
         self._seconds = options.reward_timeout
+        self._grouped = options.group_rm
         self._slots = asyncio.Semaphore(max(1, options.reward_workers))
         inner = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)  # noqa: B004 - the method
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inner)
 
     async def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One score per sample, in order."""
-        return list(await asyncio.gather(*(self._one(sample) for sample in samples)))
+        if not self._grouped:
+            answers = await asyncio.gather(*(self._call(sample) for sample in samples))
+            return [as_score(answer, self._name) for answer in answers]
+        answer = await self._call(list(samples))
+        if isinstance(answer, (Invalid, Timeout)):
+            return [answer] * len(samples)
+        if isinstance(answer, (str, bytes, Mapping)) or not hasattr(type(answer), "__iter__"):
+            return [Invalid(f"{self._name} returned {type(answer).__name__}, not a list of scores")] * len(samples)
+        each = list(answer)
+        if len(each) != len(samples):
+            return [Invalid(f"{self._name} returned {len(each)} scores for {len(samples)} samples")] * len(samples)
+        return [as_score(one, self._name) for one in each]
 
     async def close(self) -> None:
         """Nothing to end: threads of calls that hang are daemons."""
 
-    async def _one(self, sample: Sample) -> Score:
+    async def _call(self, given: Sample | list[Sample]) -> Any:
+        """What the function answers, or the failure that calling it is."""
         try:
             if self._is_async:
-                answer = await asyncio.wait_for(self._function(*self._leading, sample), self._seconds)
+                answer = await asyncio.wait_for(self._function(*self._leading, given), self._seconds)
             else:
                 async with self._slots:
-                    answer = await asyncio.wait_for(self._in_thread(sample), self._seconds)
+                    answer = await asyncio.wait_for(self._in_thread(given), self._seconds)
             if inspect.isawaitable(answer):
                 answer = await asyncio.wait_for(answer, self._seconds)
         except TimeoutError:
             return Timeout(self._seconds, self._name)
         except (Exception, SystemExit) as error:
             return Invalid(" ".join(f"{self._name}: {describe(error)}".split()))
-        return as_score(answer, self._name)
+        return answer
 
-    async def _in_thread(self, sample: Sample) -> Any:
+    async def _in_thread(self, given: Sample | list[Sample]) -> Any:
         """The answer of one call in a thread of its own, which a hanging call keeps without harm to the next."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
@@ -102,7 +116,7 @@ class FunctionReward:
 
         def work() -> None:
             try:
-                settled = (answer.set_result, self._function(*self._leading, sample))
+                settled = (answer.set_result, self._function(*self._leading, given))
             except BaseException as error:
                 # A future refuses StopIteration, and SystemExit would end the loop: both are the function's failure.
                 settled = (

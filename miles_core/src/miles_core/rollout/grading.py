@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from miles_core.errors import MilesError, RunError
 from miles_core.protocols import Reward
+from miles_core.rollout.row_rewards import RowRewards
 from miles_core.samples import Invalid, Sample, Score, Scored, Timeout
 
 SHOWN = 3
@@ -75,6 +77,10 @@ class Grader:
         self._check(scores, len(samples))
         for sample, score in zip(samples, scores, strict=True):
             self._set(sample, score, tally)
+
+    def notices(self, metadata: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Lines about rows that will not be graded, for people to see."""
+        return self._reward.unknown(metadata) if isinstance(self._reward, RowRewards) else []
 
     def with_key(self, key: str | None) -> Grader:
         """The same reward with another number of its dicts."""

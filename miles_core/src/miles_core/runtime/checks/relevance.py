@@ -62,6 +62,8 @@ def check_relevance(report: Report) -> None:
         _warn(report, RewardOptions, ["overlong_penalty_factor"], "--overlong-buffer-ratio is not given")
     if report.peek(RewardOptions).custom_rm_path is not None:
         _warn(report, PluginOptions, ["rm_type"], "--custom-rm-path takes its place")
+    elif (reward := report.selection.reward) is not None and "group" not in reward.capabilities:
+        _warn(report, RewardOptions, ["group_rm"], f"the reward {reward.name} grades samples one by one")
     if report.peek(CheckpointOptions).save is None:
         _warn(report, CheckpointOptions, ["save_total_limit"], "--save is not given")
 
