@@ -65,6 +65,13 @@ PLUGIN = '''
 
 
     @dataclass(frozen=True)
+    class RegressOptions:
+        """Toy regression"""
+
+        bound: float = option(1.0, help="Bound.")
+
+
+    @dataclass(frozen=True)
     class ThiefOptions:
         """Thief"""
 
@@ -76,7 +83,7 @@ PLUGIN = '''
     @hookimpl
     def miles_backend():
         return [
-            BackendRecord("toy", "toy.work:make", options=BackendOptions, capabilities=BOTH),
+            BackendRecord("toy", "toy.work:make", options=BackendOptions, capabilities=BOTH | {"critic"}),
             BackendRecord("gpu-only", "toy.work:make", capabilities=frozenset({"cuda"})),
             BackendRecord("thief", "toy.work:make", options=ThiefOptions, capabilities=BOTH),
             BackendRecord("routed", "toy.work:make", capabilities=BOTH | {"routing_replay"}),
@@ -95,11 +102,16 @@ PLUGIN = '''
             AdvantageRecord("mean", "toy.work:make", options=EstimatorOptions),
             AdvantageRecord("other", "toy.work:make"),
             AdvantageRecord("distil", "toy.work:make", capabilities=frozenset({"teacher", "reward_free"})),
+            AdvantageRecord("valued", "toy.work:make", capabilities=frozenset({"critic"})),
             AdvantageRecord("penalty", "toy.work:make", options=PenaltyOptions, capabilities=frozenset({"teacher:--use-penalty"})),
         ]
     @hookimpl
     def miles_loss():
-        return [LossRecord("clip", "toy.work:make"), LossRecord("imitate", "toy.work:make", capabilities=frozenset({"supervised"}))]
+        return [
+            LossRecord("clip", "toy.work:make"),
+            LossRecord("imitate", "toy.work:make", capabilities=frozenset({"supervised"})),
+            LossRecord("regress", "toy.work:make", options=RegressOptions, capabilities=frozenset({"critic"})),
+        ]
     @hookimpl
     def miles_reward():
         return [RewardRecord("exact", "toy.work:make")]
@@ -128,8 +140,8 @@ PLUGIN = '''
 NAMES = {
     "backend": ["toy", "gpu-only", "thief", "routed", "exact"],
     "engine": ["toy", "routed", "exact"],
-    "advantage": ["mean", "other", "distil", "penalty"],
-    "loss": ["clip", "imitate"],
+    "advantage": ["mean", "other", "valued", "distil", "penalty"],
+    "loss": ["clip", "imitate", "regress"],
     "reward": ["exact"],
     "filter": ["spread", "short"],
     "logger": ["quiet"],
