@@ -13,6 +13,8 @@ SCRIPTS = (
     ["generation.py", "--size", "5m"],
     ["gpu_training.py", "--size", "0.5m", "--tokens", "2048"],
     ["gpu_training.py", "--size", "5m", "--tokens", "2048"],
+    ["true_on_policy.py", "--size", "0.5m"],
+    ["true_on_policy.py", "--size", "5m"],
     # About 5 s a step.
     ["colocated_run.py", "--size", "0.5m", "--prompts", "64", "--samples", "8", "--response", "32", "--micro-tokens", "65536"],
 )

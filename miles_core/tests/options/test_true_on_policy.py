@@ -44,6 +44,14 @@ def test_a_gpu_is_refused(cli, llama: Path) -> None:
     assert cli.errors(cli.but(*EXACT, "--device cpu"), machine) == []
 
 
+def test_tokens_of_earlier_weights_are_refused(cli, llama: Path) -> None:
+    partial = "--over-sampling-batch-size 8", "--partial-rollout"
+    (line,) = cli.errors(cli.but(*EXACT, *partial))
+    assert line.startswith("M278 ")
+    assert "--partial-rollout" in line
+    assert cli.errors(cli.but(*EXACT, *partial, "--mask-offpolicy-in-partial-rollout")) == []
+
+
 def test_an_unknown_model_is_refused(cli) -> None:
     (line,) = cli.errors(cli.but(*EXACT))
     assert line.startswith("M279 ")

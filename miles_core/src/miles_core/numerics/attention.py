@@ -1,6 +1,6 @@
 """Attention of which every query has the same bits in every batch, packing and cache.
 
-With scores ``s_k = scaling * q . k`` of the keys that a query sees, and m their maximum::
+With scores ``s_k = (scaling * q) . k`` of the keys that a query sees, and m their maximum::
 
     p_k = exp(s_k - m)        output = sum_k p_k v_k / sum_k p_k
 
@@ -76,7 +76,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling
     groups = key.shape[1]
     shared, pairs = heads // groups, batch * groups
     # Heads that share keys become queries of one head, a token's behind one another: [B * groups, T * shared, D].
-    rows = query.view(batch, groups, shared, length, dim).transpose(2, 3).reshape(pairs, length * shared, dim)
+    rows = (query * scaling).view(batch, groups, shared, length, dim).transpose(2, 3).reshape(pairs, length * shared, dim)
     count = rows.shape[1]
     rows = F.pad(rows, (0, 0, 0, -count % ROWS))
     keys, values = _blocks(key), _blocks(value)
@@ -90,17 +90,15 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling
         seen = visible[:, tokens, : blocks * KEYS].reshape(-1, ROWS, blocks, KEYS)
         # [blocks, B or 1, 1, ROWS, KEYS]
         seen = seen.permute(2, 0, 1, 3)[:, :, None]
-        out[:, start : start + ROWS] = _rows(
-            rows[:, start : start + ROWS], keys[:blocks], values[:blocks], seen, scaling, batch, groups
-        )
+        out[:, start : start + ROWS] = _rows(rows[:, start : start + ROWS], keys[:blocks], values[:blocks], seen, batch, groups)
     return out[:, :count].reshape(batch, groups, length, shared, -1).transpose(2, 3).reshape(batch, heads, length, -1)
 
 
-def _rows(rows: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scaling: float, batch: int, groups: int) -> Tensor:
+def _rows(rows: Tensor, keys: Tensor, values: Tensor, seen: Tensor, batch: int, groups: int) -> Tensor:
     """``[pairs, ROWS, E]`` of queries ``[pairs, ROWS, D]`` and blocks of keys ``[blocks, pairs, KEYS, D]``."""
     blocks, pairs = keys.shape[:2]
     queries = rows.expand(blocks, -1, -1, -1).reshape(blocks * pairs, ROWS, -1)
-    scores = products(queries, keys.flatten(0, 1).transpose(1, 2)).mul_(scaling)
+    scores = products(queries, keys.flatten(0, 1).transpose(1, 2))
     scores = scores.view(blocks, batch, groups, ROWS, KEYS).masked_fill_(~seen, -math.inf).view(blocks, pairs, ROWS, KEYS)
     largest = scores.amax(-1).amax(0)
     largest.masked_fill_(largest == -math.inf, 0.0)
@@ -118,13 +116,14 @@ def _blocks(states: Tensor) -> Tensor:
     """``[B, groups, L, D]`` to contiguous ``[blocks, B * groups, KEYS, D]``, filled up with zeros."""
     batch, groups, length, dim = states.shape
     blocks = -(-length // KEYS)
-    whole = states.new_zeros(blocks, batch * groups, KEYS, dim)
+    whole = states.new_empty(blocks, batch * groups, KEYS, dim)
     full = length // KEYS
     if full:
         head = states[:, :, : full * KEYS].reshape(batch * groups, full, KEYS, dim)
         whole[:full] = head.transpose(0, 1)
     if full < blocks:
         whole[full, :, : length - full * KEYS] = states[:, :, full * KEYS :].reshape(batch * groups, -1, dim)
+        whole[full, :, length - full * KEYS :] = 0
     return whole
 
 

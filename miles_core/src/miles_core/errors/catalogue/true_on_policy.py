@@ -9,7 +9,7 @@ TRUE_ON_POLICY_OPTIONS: dict[str, Explanation] = {
         title="No true on-policy mode there",
         meaning=(
             "`--true-on-policy-mode` promises that engine and trainer compute the same log-probs to the last bit. The backend, the "
-            "engine, the device or the precision cannot keep that promise."
+            "engine, the device, the precision or another option cannot keep that promise."
         ),
         remedy=(
             "Take `--backend fsdp --engine transformers --device cpu` in fp32, or leave the mode out and correct for the "

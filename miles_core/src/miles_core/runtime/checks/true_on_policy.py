@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from miles_core.config import ClusterOptions, RolloutOptions, TrainingOptions
+from miles_core.config import ClusterOptions, RolloutOptions, SamplingOptions, TrainingOptions
 from miles_core.numerics import obstacle
 from miles_core.runtime.checks.checkpoint import CONFIG_FILE
 from miles_core.runtime.checks.report import Report
@@ -35,6 +35,11 @@ def check_true_on_policy(report: Report) -> None:
     if device == "cuda":
         why = "only computation on CPUs is known to be the same in every batch"
         report.error("M278", f"{said} does not run on {device}", why=why, fix=f"{fix}, or take --device cpu")
+    sampling = report.peek(SamplingOptions)
+    if sampling.partial_rollout and not sampling.mask_offpolicy_in_partial_rollout:
+        why = "it trains on tokens that earlier weights made"
+        what = f"{report.said(SamplingOptions, 'partial_rollout')} contradicts {said}"
+        report.error("M278", what, why=why, fix="add --mask-offpolicy-in-partial-rollout, or leave one of them out")
     checkpoint = report.peek(RolloutOptions).hf_checkpoint
     if checkpoint is not None:
         _check_model(report, Path(checkpoint).expanduser(), said, fix)
