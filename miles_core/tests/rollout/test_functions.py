@@ -179,7 +179,7 @@ def test_a_wrong_signature_is_told_before_the_run(flag: str, plan, arguments, fu
         (
             "--custom-reward-post-process-path",
             "def f(samples):\n    return [1] * 8, [float('nan')] * 8\n",
-            "rewards that are not finite",
+            "not finite",
         ),
         ("--custom-convert-samples-to-train-data-path", "def f(samples):\n    return samples\n", "returned list"),
         ("--custom-convert-samples-to-train-data-path", "def f(samples):\n    return []\n", "0 rows of 8 samples"),

@@ -279,7 +279,7 @@ def test_surplus_groups_are_kept_as_they_are(make, serve_decoding) -> None:
     service, url = serve_decoding(lambda index: 1)
     collector = make(url, Refill(6))
     found = collect(collector, 2, [0, 1, 2], lambda rollout_id: setattr(service, "version", rollout_id + 1))
-    assert [each.resumed_groups for each in found][0] == 0
+    assert found[0].resumed_groups == 0
     taken = [number for each in found for number in numbers(each.groups)]
     assert sorted(taken) == sorted(set(taken))
     surplus = [group for each in found[1:] for group in each.groups if group[0].weight_versions == [(1, 1)]]
@@ -318,7 +318,7 @@ def test_engines_that_only_abort_end_the_run(make, serve_decoding) -> None:
 
 
 def test_text_made_in_parts_is_decoded_as_a_whole(make, serve_decoding) -> None:
-    service, url = serve_decoding(lambda index: 40, [200])
+    _, url = serve_decoding(lambda index: 40, [200])
     collector = make(url, Refill())
 
     async def whole() -> Collected:

@@ -58,7 +58,16 @@ class Kit:
         self.checkpoint = checkpoint
 
     def trainer(
-        self, loss=None, advantage=None, *, backend_class=ToyBackend, per_token=False, rollout=None, algorithm=None, **training
+        self,
+        loss=None,
+        advantage=None,
+        *,
+        backend_class=ToyBackend,
+        per_token=False,
+        rollout=None,
+        algorithm=None,
+        function=None,
+        **training,
     ) -> Trainer:
         """A trainer around a toy model that is set up, with plain SGD."""
         config = Config.of(
@@ -68,7 +77,7 @@ class Kit:
         )
         backend = backend_class(config, optimizer="sgd")
         backend.setup(ModelSpec(checkpoint=self.checkpoint, train_steps=10, copies=("ref",)))
-        return Trainer(config, backend, loss or ClippedLoss(), advantage or RewardAdvantage())
+        return Trainer(config, backend, loss or ClippedLoss(), advantage or RewardAdvantage(), function)
 
 
 @pytest.fixture(scope="session")
