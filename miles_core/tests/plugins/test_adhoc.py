@@ -128,6 +128,27 @@ def test_a_failure_is_invalid_and_never_zero(module, name, detail):
     assert detail in found.detail
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("[len(s.response) for s in samples]", [Scored(1.0), Scored(2.0)]),
+        ("({'a': i} for i, s in enumerate(samples))", [Scored({"a": 0}), Scored({"a": 1})]),
+        ("[1.0, 'good']", [Scored(1.0), Invalid("NAME returned str, not a number, a dict or a Score")]),
+        ("[1.0]", [Invalid("NAME returned 1 scores for 2 samples")] * 2),
+        ("1.0", [Invalid("NAME returned float, not a list of scores")] * 2),
+        ("{'a': 1}", [Invalid("NAME returned dict, not a list of scores")] * 2),
+        ("time.sleep(60)", [Timeout(0.5, "NAME")] * 2),
+    ],
+)
+def test_a_function_of_a_whole_group(module, body, expected):
+    stem = f"group_{abs(hash(body))}"
+    (module / f"{stem}.py").write_text(f"import time\ndef grade(samples): return {body}\n")
+    name = f"adhocpkg.{stem}.grade"
+    made = create(load_adhoc(name, "reward", "--custom-rm-path"), Config.of(RewardOptions(reward_timeout=0.5, group_rm=True)))
+    found = score(made, Sample(response="a"), Sample(response="ab"))
+    assert found == [type(e)(**{**vars(e), "detail": e.detail.replace("NAME", name)}) for e in expected]
+
+
 @pytest.mark.parametrize("name", ["hangs", "ahangs"])
 def test_a_call_that_hangs_times_out(module, name):
     first, *_ = score(reward(name), Sample(index=0), Sample(index=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib
 import json
 import os
@@ -32,19 +31,18 @@ def make(name: str, *options: object) -> Any:
 @pytest.fixture(scope="session")
 def grade() -> Iterator[Grade]:
     """``grade("math", samples)``: their scores. Rewards live as long as the session, so worker processes start once."""
-    made = functools.cache(make)
-    used: list[Any] = []
+    used: dict[str, Any] = {}
 
     with asyncio.Runner() as runner:
 
         def score(name: str, samples: Sequence[Sample], *options: object) -> list[Score]:
-            reward = made(name, *options)
-            if reward not in used:
-                used.append(reward)
-            return list(runner.run(reward.score(samples)))
+            key = f"{name} {options}"
+            if key not in used:
+                used[key] = make(name, *options)
+            return list(runner.run(used[key].score(samples)))
 
         yield score
-        for reward in used:
+        for reward in used.values():
             runner.run(reward.close())
 
 

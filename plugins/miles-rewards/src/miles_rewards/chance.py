@@ -4,7 +4,7 @@ Contract: ``random`` depends on ``--rollout-seed`` and the sample's running numb
 have drawn. ``deterministic_random`` depends on tokens and response alone: the first byte of the SHA-256 of the list of token ids
 as Python writes it and the response, in UTF-8, modulo 2. Neither reads the label; both are even odds.
 
-Examples: no tokens and the response ``a`` are 0.0, ``b`` 1.0, in every run.
+Examples: no tokens and the response ``a`` are 1.0, ``b`` 0.0, in every run.
 
 Deliberate difference: ``random`` has no state, so that resuming is exact.
 """

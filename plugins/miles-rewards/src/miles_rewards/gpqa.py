@@ -4,7 +4,8 @@ Source: the question format of GPQA (Rein et al. 2023, arXiv:2311.12022).
 
 Contract: the options have the letters of ``metadata["valid_letters"]``, else the first letters for ``metadata["choices"]``, else A
 to H. The right one is ``metadata["correct_letter"]``, else the label: a letter, the text of a choice, or a place counted from 0.
-Of a response the text after the last ``</think>`` counts, 20,000 characters at most. It chooses, in this order, by
+Of a response the text after the last ``</think>`` counts, 20,000 characters at most. It chooses by being the text of a choice, or
+in this order by
 
 1. the last box that holds a letter, or the last statement of an answer: ``the answer is (B)``, ``B is correct``;
 2. the last ``option B`` or ``choice B`` that is not called wrong;
@@ -46,10 +47,11 @@ _MENTION = re.compile(
     r"(?![)\]*_.]{0,4}\s{1,8}(?:is|was|seems|looks)\s{1,8}(?:clearly\s{1,8})?(?:not|wrong|incorrect|false))",
     re.IGNORECASE,
 )
-_ALONE = re.compile(r"(?<![A-Za-z0-9'’\\])[A-Z](?![A-Za-z0-9]|['’][a-z])")
+_ALONE = re.compile(r"(?<![A-Za-z0-9'’\\_])[A-Z](?![A-Za-z0-9]|['’][a-z])")
 _ARTICLE = re.compile(r"[ \t]{1,8}[a-z]")
 _SECOND = re.compile(r"[)\]}*_\"'$\s]{0,8}(?:or|and|/|&)\s{0,8}(?:option\s{1,4})?[(\[*_\"'$]{0,4}(?P<letter>[A-Z])(?![A-Za-z0-9])")
-_WORD = re.compile(r"[^\W_]+")
+# Signs count, or x - 1 were x + 1; the punctuation of sentences and of Markdown does not.
+_WORD = re.compile(r"[^\W_]+|[^\w\s.,;:!?\"'`*$]")
 
 
 def create(config: Config) -> RuleReward:
@@ -68,12 +70,11 @@ def grade(sample: Sample) -> Scored:
     letters = valid_letters(sample.metadata, choices)
     correct = correct_letter(sample.metadata, sample.label, choices, letters)
     response = sample.response.rpartition("</think>")[2][-TAIL:]
-    chosen = chosen_letter(response, letters)
-    if chosen is None:
+    said = _words(response)
+    whole = [letter for letter, choice in zip(letters, choices, strict=False) if len(said) > 1 and _words(choice) == said]
+    chosen = whole[0] if len(whole) == 1 else chosen_letter(response, letters)
+    if chosen is None or correct is None:
         return _by_text(response, correct, sample.label, choices, letters)
-    if correct is None:
-        text = choices[letters.index(chosen)] if letters.index(chosen) < len(choices) else ""
-        return Scored(float(bool(text) and _words(text) == _words(str(sample.label))), f"chose {chosen}")
     return Scored(float(chosen == correct), f"chose {chosen}")
 
 
@@ -128,10 +129,10 @@ def valid_letters(metadata: Mapping[str, object], choices: list[str]) -> list[st
 
 
 def correct_letter(metadata: Mapping[str, object], label: object, choices: list[str], letters: list[str]) -> str | None:
-    """The letter of the right option; None when the label is a text that is not among the choices.
+    """The letter of the right option; None for a text when the choices are not known.
 
     Raises:
-        Ungradable: there is neither a label nor a correct letter, or it is out of range.
+        Ungradable: there is neither a label nor a correct letter, or it is none of the options.
     """
     given = metadata.get("correct_letter")
     if isinstance(given, str) and given.strip():
@@ -159,6 +160,8 @@ def correct_letter(metadata: Mapping[str, object], label: object, choices: list[
         if place >= len(letters):
             raise Ungradable(f"the label {text} is no place among {len(letters)} options")
         return letters[place]
+    if choices or not isinstance(label, str):
+        raise Ungradable(f"the label {text[:40]!r} is none of the choices")
     return None
 
 
