@@ -9,8 +9,21 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+OWN = """
+def without_first(groups):
+    groups[0][0].remove_sample = True
+
+
+def note(rollout_id, rollout_data):
+    rows = {len(rollout_data[key]) for key in ("log_probs", "advantages", "tokens")}
+    with open(__file__ + ".log", "a") as file:
+        print(rollout_id, *rows, file=file)
+"""
+
 
 def test_partial_rollouts_lose_no_group(task, cluster, miles, metrics, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(OWN, encoding="utf-8")
     common = task.arguments(
         over_sampling_batch_size=8,
         partial_rollout=True,
@@ -18,12 +31,16 @@ def test_partial_rollouts_lose_no_group(task, cluster, miles, metrics, tmp_path:
         rollout_max_response_len=48,
         transformers_max_batch=16,
         overlong_buffer_ratio=0.5,
+        rollout_sample_filter_path=f"{own}:without_first",
+        rollout_data_postprocess_path=f"{own}:note",
         logprob_diff_warn=50,
         logprob_diff_limit=100,
         ray_address=cluster,
         save=tmp_path / "state",
     )
-    miles("run", *common, "--num-rollout", 2, "--run-dir", tmp_path / "first")
+    done = miles("run", *common, "--num-rollout", 2, "--run-dir", tmp_path / "first")
+    assert "has no effect" not in done.stdout + done.stderr
+    assert "nobody read" not in done.stdout + done.stderr
     miles("run", *common, "--num-rollout", 4, "--run-dir", tmp_path / "rest", "--load", tmp_path / "state")
     first, rest = metrics(tmp_path / "first"), metrics(tmp_path / "rest")
     left = [
@@ -46,3 +63,5 @@ def test_partial_rollouts_lose_no_group(task, cluster, miles, metrics, tmp_path:
         assert sum(tokens for _, tokens in sample["weight_versions"]) == sample["response_tokens"] <= 48
     assert any(len(sample["weight_versions"]) > 1 for sample in samples)
     assert max(value for _, value in rest["rollout/staleness_max"]) >= 1
+    assert [value for _, value in rest["rollout/removed_samples"]] == [1, 1]
+    assert (tmp_path / "own.py.log").read_text("utf-8").splitlines() == [f"{i} 16" for i in range(4)]

@@ -100,7 +100,7 @@ def lock(plan: RunPlan) -> dict[str, Any]:
 def plugin_refs(plan: RunPlan) -> list[PluginRef]:
     """Every plugin of the plan, each once."""
     p = plan.plugins
-    refs = [p.backend, p.engine, p.algo, p.advantage, p.loss, p.reward, *p.filters, *p.loggers, *p.hooks]
+    refs = [p.backend, p.engine, p.algo, p.advantage, p.loss, p.reward, *p.filters, *p.loggers, *p.hooks, *p.functions.values()]
     return list(dict.fromkeys(ref for ref in refs if ref is not None))
 
 
