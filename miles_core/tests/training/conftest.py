@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,9 @@ from miles_core.config import AlgorithmOptions, RolloutOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.protocols import AdvantageInputs, AdvantageOutputs, LossInputs, LossOutputs, ModelSpec
 from miles_core.testing import ToyBackend, write_toy_checkpoint
+from miles_core.training.critic import CriticTrainer
+from miles_core.training.exchange import TokenArrays
+from miles_core.training.table import RowTable
 from miles_core.training.trainer import Trainer
 
 
@@ -34,6 +38,16 @@ class KeepingLoss(ClippedLoss):
     zero_advantage_is_zero_loss = False
 
 
+class SquaredError:
+    """A critic's loss."""
+
+    needs = frozenset({"values", "old_values", "returns"})
+
+    def __call__(self, inputs: LossInputs) -> LossOutputs:
+        loss = (inputs.values - inputs.returns).square()
+        return LossOutputs(loss, {"value_loss": loss.detach(), "moved": (inputs.values - inputs.old_values).detach().abs()})
+
+
 class RewardAdvantage:
     """The reward at every token."""
 
@@ -53,6 +67,7 @@ class Kit:
     ClippedLoss = ClippedLoss
     KeepingLoss = KeepingLoss
     RewardAdvantage = RewardAdvantage
+    SquaredError = SquaredError
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
@@ -78,6 +93,22 @@ class Kit:
         backend = backend_class(config, optimizer="sgd")
         backend.setup(ModelSpec(checkpoint=self.checkpoint, train_steps=10, copies=("ref",)))
         return Trainer(config, backend, loss or ClippedLoss(), advantage or RewardAdvantage(), function)
+
+    def critic(self, loss=None, *, per_token=False, dtype=torch.float32, optimizer="sgd", **training) -> CriticTrainer:
+        """A critic's trainer around a toy model with a value head, whose weights are not 0."""
+        options = TrainingOptions(**{"lr": 0.05, "clip_grad": 0.0, **training})
+        config = Config.of(options, AlgorithmOptions(calculate_per_token_loss=per_token))
+        backend = ToyBackend(config, optimizer=optimizer, dtype=dtype)
+        backend.setup(ModelSpec(checkpoint=self.checkpoint, train_steps=10, value_head=True))
+        with torch.no_grad():
+            backend._sets["actor"].head.weight.copy_(torch.linspace(-0.2, 0.2, 16))
+        return CriticTrainer(config, backend, loss or SquaredError())
+
+    @staticmethod
+    def returns(rows) -> TokenArrays:
+        """Some returns of the rows, as an actor's rank would say them."""
+        flat = [np.linspace(-1, 1, row.response_length) + row.index % 3 for row in rows]
+        return TokenArrays.of(RowTable(rows), np.concatenate([*flat, np.zeros(1)]))
 
 
 @pytest.fixture(scope="session")

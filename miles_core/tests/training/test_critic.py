@@ -8,67 +8,46 @@ import numpy as np
 import pytest
 import torch
 
-from miles_core.config import AlgorithmOptions, CriticOptions, TrainingOptions
+from miles_core.config import CriticOptions, TrainingOptions
 from miles_core.errors import RunError, UsageError
 from miles_core.options import Config
-from miles_core.protocols import LossInputs, LossOutputs, ModelSpec
-from miles_core.testing import ToyBackend, random_rows, toy_reference
-from miles_core.training.critic import CriticTrainer, critic_config
+from miles_core.testing import random_rows, toy_reference
+from miles_core.training.critic import critic_config
 from miles_core.training.exchange import ByIndex, TokenArrays, critic_rows
 from miles_core.training.split import split_rows
 from miles_core.training.table import RowTable
 
 ROWS = random_rows(16)
-RETURNS = {row.index: np.linspace(-1, 1, row.response_length, dtype=np.float32) + row.index % 3 for row in ROWS}
-
-
-class SquaredError:
-    """A critic's loss."""
-
-    needs = frozenset({"values", "old_values", "returns"})
-
-    def __call__(self, inputs: LossInputs) -> LossOutputs:
-        loss = (inputs.values - inputs.returns).square()
-        return LossOutputs(loss, {"value_loss": loss.detach(), "moved": (inputs.values - inputs.old_values).detach().abs()})
-
-
-def critic(checkpoint, *, loss=None, per_token=False, dtype=torch.float32, optimizer="sgd", **training) -> CriticTrainer:
-    options = TrainingOptions(**{"lr": 0.05, "clip_grad": 0.0, **training})
-    config = Config.of(options, AlgorithmOptions(calculate_per_token_loss=per_token))
-    backend = ToyBackend(config, optimizer=optimizer, dtype=dtype)
-    backend.setup(ModelSpec(checkpoint=checkpoint, train_steps=10, value_head=True))
-    with torch.no_grad():
-        backend._sets["actor"].head.weight.copy_(torch.linspace(-0.2, 0.2, 16))
-    return CriticTrainer(config, backend, loss or SquaredError())
 
 
 def batch_of(rows, steps=1):
     return split_rows(critic_rows(rows), data_size=1, steps=steps, balance=False, rollout_id=3)[0]
 
 
-def arrays(rows, numbers=None) -> TokenArrays:
-    flat = np.concatenate([*((numbers or RETURNS)[row.index] for row in rows), np.zeros(1, np.float32)])
+def arrays(rows, numbers) -> TokenArrays:
+    flat = np.concatenate([*(numbers[row.index] for row in rows), np.zeros(1, np.float32)])
     return TokenArrays.of(RowTable(rows), flat)
 
 
-def trained(checkpoint, steps=1, **options):
-    trainer = critic(checkpoint, **options)
+def trained(kit, steps=1, **options):
+    trainer = kit.critic(**options)
     trainer.values(batch_of(ROWS, steps))
     # What the actor's ranks say is in another order, and divided in another way.
-    report = trainer.train([arrays(ROWS[9:][::-1]), arrays(ROWS[:9])])
+    report = trainer.train([kit.returns(ROWS[9:][::-1]), kit.returns(ROWS[:9])])
     return trainer, report
 
 
-def oracle(checkpoint, per_token: bool) -> tuple[dict[str, torch.Tensor], float, float]:
+def oracle(kit, per_token: bool) -> tuple[dict[str, torch.Tensor], float, float]:
     """Gradients and loss by the formula, sample after sample in double precision, and the explained variance."""
-    model = toy_reference(checkpoint).critic().double()
+    model = toy_reference(kit.checkpoint).critic().double()
     with torch.no_grad():
         model.head.weight.copy_(torch.linspace(-0.2, 0.2, 16))
+    wanted = ByIndex([kit.returns(ROWS)], name="returns", source="actor")
     total, every = torch.zeros((), dtype=torch.float64), []
     tokens = sum(max(float(row.mask.sum()), 1.0) for row in ROWS)
     for row in ROWS:
         values = model(torch.from_numpy(row.tokens.astype(np.int64)))[-row.response_length - 1 : -1, 0]
-        mask, returns = torch.from_numpy(row.mask).double(), torch.from_numpy(RETURNS[row.index]).double()
+        mask, returns = torch.from_numpy(row.mask).double(), torch.from_numpy(wanted.of(row)).double()
         share = tokens if per_token else max(float(mask.sum()), 1.0) * len(ROWS)
         total = total + (mask * (values - returns).square()).sum() / share
         every += [(r, r - v) for r, v, m in zip(returns.tolist(), values.tolist(), mask.tolist(), strict=True) if m]
@@ -89,9 +68,9 @@ SPLITS = [
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_gradients_and_metrics_are_the_formulas_however_a_step_is_split(kit, furthest, per_token, split):
-    wanted, loss, explained = oracle(kit.checkpoint, per_token)
+    wanted, loss, explained = oracle(kit, per_token)
     for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
-        trainer, report = trained(kit.checkpoint, per_token=per_token, dtype=dtype, **split)
+        trainer, report = trained(kit, per_token=per_token, dtype=dtype, **split)
         assert furthest(trainer.backend.gradients, {n: g.to(dtype) for n, g in wanted.items()}) < bound
         (metrics,) = report.metrics_per_step
         assert metrics["train/critic-loss"] == pytest.approx(loss, rel=1e-5)
@@ -103,7 +82,7 @@ def test_gradients_and_metrics_are_the_formulas_however_a_step_is_split(kit, fur
 
 
 def test_old_values_are_those_before_the_first_step(kit):
-    _, report = trained(kit.checkpoint, steps=4)
+    _, report = trained(kit, steps=4)
     moved = [metrics["train/critic-moved"] for metrics in report.metrics_per_step]
     assert moved[0] == pytest.approx(0.0, abs=1e-6)
     assert min(moved[1:]) > 1e-3
@@ -111,7 +90,7 @@ def test_old_values_are_those_before_the_first_step(kit):
 
 
 def test_values_do_not_depend_on_the_temperature_and_are_those_of_each_sample_alone(kit):
-    trainer = critic(kit.checkpoint)
+    trainer = kit.critic()
     found = ByIndex([trainer.values(batch_of(ROWS))], name="values", source="critic")
     model = trainer.backend._sets["actor"]
     for row in ROWS:
@@ -122,9 +101,9 @@ def test_values_do_not_depend_on_the_temperature_and_are_those_of_each_sample_al
 
 def test_a_fully_masked_rollout_makes_no_step(kit):
     rows = [dataclasses.replace(row, mask=np.zeros_like(row.mask)) for row in ROWS]
-    trainer = critic(kit.checkpoint)
+    trainer = kit.critic()
     trainer.values(batch_of(rows))
-    report = trainer.train([arrays(rows)])
+    report = trainer.train([kit.returns(rows)])
     assert report.skipped
     assert trainer.backend.optimizer_steps == 0
 
@@ -132,7 +111,7 @@ def test_a_fully_masked_rollout_makes_no_step(kit):
 def test_the_explained_variance_rises(kit):
     """Returns that depend on the tokens that are there to be seen can be learned."""
     returns = {row.index: (row.tokens[-row.response_length - 1 : -1] > 15).astype(np.float32) for row in ROWS}
-    trainer = critic(kit.checkpoint, optimizer="adam", lr=0.03, clip_grad=1.0)
+    trainer = kit.critic(optimizer="adam", lr=0.03, clip_grad=1.0)
     explained = []
     for _ in range(60):
         trainer.values(batch_of(ROWS))
@@ -144,17 +123,17 @@ def test_the_explained_variance_rises(kit):
 
 
 def test_returns_that_are_missing_are_named(kit):
-    trainer = critic(kit.checkpoint)
+    trainer = kit.critic()
     trainer.values(batch_of(ROWS))
     with pytest.raises(RunError, match=rf"M420 .*sample {ROWS[3].index} has no returns"):
-        trainer.train([arrays(ROWS[:3]), arrays(ROWS[4:])])
-    short = dataclasses.replace(arrays(ROWS[:1]), lengths=np.array([1]), flat=np.zeros(1, np.float32))
+        trainer.train([kit.returns(ROWS[:3]), kit.returns(ROWS[4:])])
+    short = dataclasses.replace(kit.returns(ROWS[:1]), lengths=np.array([1]), flat=np.zeros(1, np.float32))
     with pytest.raises(RunError, match="M420"):
         ByIndex([short], name="values", source="critic").attached(batch_of([r for r in ROWS if r.response_length > 1][:1]))
 
 
 def test_values_that_are_not_finite_stop_the_run(kit):
-    trainer = critic(kit.checkpoint)
+    trainer = kit.critic()
     with torch.no_grad():
         trainer.backend._sets["actor"].head.bias.fill_(float("nan"))
     with pytest.raises(RunError, match=r"M421 .*rollout 3"):
@@ -163,7 +142,7 @@ def test_values_that_are_not_finite_stop_the_run(kit):
 
 def test_a_loss_of_a_policy_is_refused(kit):
     with pytest.raises(UsageError, match=r"M422 .*needs advantages, old_log_probs"):
-        critic(kit.checkpoint, loss=kit.ClippedLoss())
+        kit.critic(kit.ClippedLoss())
 
 
 def test_the_critic_has_its_own_rate_and_warm_up():

@@ -65,3 +65,13 @@ def test_ranks_agree_on_metrics_and_on_the_number_of_micro_batches(together):
 def test_a_rollout_without_information_is_left_out_on_both(together):
     assert together["results"]["no information"]["skipped"]
     assert not together["results"]["one rank without information"]["skipped"]
+
+
+@pytest.mark.parametrize("name", two_ranks.CRITICS)
+def test_a_critic_of_two_ranks_is_that_of_one(kit, furthest, name, together):
+    found, wanted = together["critics"][name], two_ranks.run_critic(kit, name, 0, 1)
+    assert furthest(found["gradients"], wanted["gradients"]) < 1e-5
+    assert furthest(found["weights"], wanted["weights"]) < 1e-5
+    assert found["tokens"] == wanted["tokens"]
+    for mine, theirs in zip(found["metrics"], wanted["metrics"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)

@@ -57,6 +57,26 @@ def run(kit, name: str, rank: int, world: int) -> dict[str, object]:
     }
 
 
+CRITICS = {
+    "thd": {"micro_batch_size": 3},
+    "bshd per token": {"micro_batch_size": 2, "qkv_format": "bshd", "per_token": True},
+    "dynamic": DYNAMIC,
+}
+
+
+def run_critic(kit, name: str, rank: int, world: int) -> dict[str, object]:
+    """Two steps of a critic, with what two ranks of an actor say, which hold other rows than the critic's."""
+    trainer = kit.critic(**CRITICS[name])
+    trainer.values(split_rows(ROWS[:12], data_size=world, steps=2, balance=True, rollout_id=0)[rank])
+    report = trainer.train([kit.returns(ROWS[:5]), kit.returns(ROWS[5:12])])
+    return {
+        "metrics": report.metrics_per_step,
+        "tokens": report.tokens,
+        "gradients": trainer.backend.gradients,
+        "weights": dict(trainer.backend.export_weights()),
+    }
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("training_conftest", Path(__file__).with_name("conftest.py"))
@@ -66,10 +86,11 @@ def main(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world, timeout=seconds)
     kit = conftest.Kit(folder / "toy")
     results = {name: run(kit, name, rank, world) for name in CASES}
+    critics = {name: run_critic(kit, name, rank, world) for name in CRITICS}
     every: list[object] = [None] * world
     dist.all_gather_object(every, {name: {k: r[k] for k in ("metrics", "rollout", "micro_batches")} for name, r in results.items()})
     if rank == 0:
-        torch.save({"results": results, "ranks": every}, folder / "results.pt")
+        torch.save({"results": results, "ranks": every, "critics": critics}, folder / "results.pt")
     dist.barrier()
     dist.destroy_process_group()
 

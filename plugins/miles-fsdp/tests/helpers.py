@@ -32,6 +32,7 @@ from miles_fsdp.options import FsdpOptions
 
 VOCABULARY = 131  # prime, so that no number of ranks divides it
 REQUEST = OutputRequest(entropy=True, temperature=0.7)
+VALUES = OutputRequest(log_probs=False, values=True, temperature=0.7, chunk_size=3)
 
 
 def write_checkpoints(root: Path) -> None:
@@ -140,6 +141,11 @@ def loss(batch: MicroBatch, outputs) -> torch.Tensor:
     return token_loss(outputs.log_probs, outputs.entropy, batch.data["weight"])
 
 
+def value_loss(batch: MicroBatch, outputs) -> torch.Tensor:
+    """A loss of a critic, summed."""
+    return (batch.data["weight"] * (outputs.values - 1.0).square()).sum()
+
+
 def reference(checkpoint: Path, chosen: list[Sample]) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     """The plain HF model run on one sample at a time, with the gradients of the loss: model, log-probs, entropy."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
@@ -163,10 +169,10 @@ def weights_of(backend: FsdpBackend) -> dict[str, torch.Tensor]:
 RATE = 1000.0
 
 
-def gradients(backend: FsdpBackend, batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+def gradients(backend: FsdpBackend, batches: list[MicroBatch], *, critic: bool = False) -> dict[str, torch.Tensor]:
     """The gradient of one step, read off the weights that SGD without clipping moves: set up with :data:`PLAIN_SGD`."""
     before = weights_of(backend)
-    backend.train_step(batches, REQUEST, loss)
+    backend.train_step(batches, VALUES if critic else REQUEST, value_loss if critic else loss)
     return {name: (before[name] - after) / RATE for name, after in backend.export_weights()}
 
 

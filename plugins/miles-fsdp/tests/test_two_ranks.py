@@ -132,3 +132,14 @@ def test_fused_experts_are_sharded_and_come_back(root, results):
     stored = HfWeights(root / "moe")
     assert results["moe"].keys() == stored.tensors.keys()
     assert all(torch.equal(tensor, stored.read(name)) for name, tensor in results["moe"].items())
+
+
+def test_a_critic_of_two_ranks_is_that_of_one(tiny, root, rows, results):
+    backend = tiny.make_backend(root / "qwen3", options=FsdpOptions(optimizer="sgd"), spec={"value_head": True}, **tiny.PLAIN_SGD)
+    (outputs,) = backend.forward([tiny.micro_batch(rows[:4])], tiny.VALUES)
+    assert torch.allclose(results["values"], outputs.values, atol=1e-5)
+    assert tiny.furthest(results["critic gradients"], tiny.gradients(backend, [tiny.micro_batch(rows)], critic=True)) < 1e-4
+    exported = HfWeights(root / "critic")
+    stepped = tiny.weights_of(backend)
+    assert exported.tensors.keys() == stepped.keys()
+    assert exported.tensors["score.weight"].shape == (1, 32)

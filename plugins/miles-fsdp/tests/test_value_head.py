@@ -9,18 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from miles_core.errors import UsageError
-from miles_core.protocols.backend import OutputRequest
 from miles_fsdp.checkpoint import HfWeights
 from miles_fsdp.options import FsdpOptions
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
-VALUES = OutputRequest(log_probs=False, values=True, temperature=0.7, chunk_size=3)
 CRITIC = {"spec": {"value_head": True}}
-
-
-def value_loss(batch, outputs) -> torch.Tensor:
-    return (batch.data["weight"] * (outputs.values - 1.0).square()).sum()
 
 
 def plain_critic(checkpoint, head):
@@ -58,19 +52,16 @@ def test_values_and_gradients_are_those_of_each_sample_alone(tiny, checkpoints, 
     plain, linear = plain_critic(checkpoints / model, head)
     wanted = plain_values(plain, linear, chosen)
     batches = [tiny.micro_batch(chosen[:4], layout), tiny.micro_batch(chosen[4:], layout)]
-    outputs = backend.forward(batches, VALUES)
+    outputs = backend.forward(batches, tiny.VALUES)
     found = torch.cat([o.values for o in outputs])
     assert found.dtype == torch.float32
     assert outputs[0].log_probs is None
     assert torch.allclose(found, torch.cat(wanted), atol=1e-5)
 
     for values, (_, _, weight) in zip(wanted, chosen, strict=True):
-        (torch.tensor(weight) * (values - 1.0).square()).sum().backward(retain_graph=False)
+        (torch.tensor(weight) * (values - 1.0).square()).sum().backward()
     gradients = {n: p.grad for n, p in plain.base_model.named_parameters()}
-    before = tiny.weights_of(backend)
-    backend.train_step(batches, VALUES, value_loss)
-    after = tiny.weights_of(backend)
-    moved = {name: (before[name] - after[name]) / tiny.RATE for name in before}
+    moved = tiny.gradients(backend, batches, critic=True)
     assert (
         tiny.furthest({"w": moved["score.weight"], "b": moved["score.bias"]}, {"w": linear.weight.grad, "b": linear.bias.grad})
         < 1e-4
@@ -100,7 +91,7 @@ def test_a_tied_embedding_is_not_trained_as_a_head(tiny, checkpoints):
     chosen = tiny.samples(4)
     backend = tiny.make_backend(checkpoints / "qwen3", options=FsdpOptions(optimizer="sgd"), **tiny.PLAIN_SGD, **CRITIC)
     before = tiny.weights_of(backend)["model.embed_tokens.weight"]
-    backend.train_step([tiny.micro_batch(chosen)], VALUES, value_loss)
+    backend.train_step([tiny.micro_batch(chosen)], tiny.VALUES, tiny.value_loss)
     moved = (tiny.weights_of(backend)["model.embed_tokens.weight"] - before).abs().sum(1)
     read = {token for tokens, _, _ in chosen for token in tokens}
     unread = [token for token in range(len(before)) if token not in read]
@@ -113,11 +104,11 @@ def test_a_tied_embedding_is_not_trained_as_a_head(tiny, checkpoints):
 def test_an_export_has_the_head_and_comes_back(tiny, checkpoints, tmp_path, model):
     chosen = tiny.samples(4)
     backend = tiny.make_backend(checkpoints / model, lr=1e-2, **CRITIC)
-    backend.train_step([tiny.micro_batch(chosen)], VALUES, value_loss)
-    (wanted,) = backend.forward([tiny.micro_batch(chosen)], VALUES)
+    backend.train_step([tiny.micro_batch(chosen)], tiny.VALUES, tiny.value_loss)
+    (wanted,) = backend.forward([tiny.micro_batch(chosen)], tiny.VALUES)
     backend.export_hf(tmp_path / "critic")
     again = tiny.make_backend(tmp_path / "critic", **CRITIC)
-    (found,) = again.forward([tiny.micro_batch(chosen)], VALUES)
+    (found,) = again.forward([tiny.micro_batch(chosen)], tiny.VALUES)
     assert torch.equal(found.values, wanted.values)
     config = json.loads((tmp_path / "critic" / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"][0].endswith("ForTokenClassification")
@@ -132,13 +123,13 @@ def test_an_export_has_the_head_and_comes_back(tiny, checkpoints, tmp_path, mode
 def test_a_state_comes_back_bit_for_bit(tiny, checkpoints, tmp_path):
     batch = tiny.micro_batch(tiny.samples(4))
     backend = tiny.make_backend(checkpoints / "qwen3", lr=1e-2, **CRITIC)
-    backend.train_step([batch], VALUES, value_loss)
+    backend.train_step([batch], tiny.VALUES, tiny.value_loss)
     (tmp_path / "state").mkdir()
     backend.save(tmp_path / "state")
-    wanted = backend.train_step([batch], VALUES, value_loss)
+    wanted = backend.train_step([batch], tiny.VALUES, tiny.value_loss)
     again = tiny.make_backend(checkpoints / "qwen3", lr=1e-2, **CRITIC)
     again.load(tmp_path / "state")
-    assert again.train_step([batch], VALUES, value_loss) == wanted
+    assert again.train_step([batch], tiny.VALUES, tiny.value_loss) == wanted
     other = tiny.weights_of(again)
     assert all(torch.equal(tensor, other[name]) for name, tensor in backend.export_weights())
     with pytest.raises(UsageError, match="M344"):

@@ -58,6 +58,14 @@ def main(rank: int, world: int, root: Path) -> None:
         batches = [helpers.routed(batch) for batch in share(rank, world, "thd")]
         results["routed"][recompute] = helpers.gradients(backend, batches)
 
+    critic = helpers.make_backend(
+        root / "qwen3", options=FsdpOptions(optimizer="sgd"), spec={"value_head": True}, **helpers.PLAIN_SGD
+    )
+    values = critic.forward(share(rank, world, "thd"), helpers.VALUES)
+    results["values"] = torch.cat([outputs.values for outputs in values])
+    results["critic gradients"] = helpers.gradients(critic, share(rank, world, "thd"), critic=True)
+    critic.export_hf(root / "critic")
+
     backend = helpers.make_backend(root / "qwen3", spec={"copies": ("ref",), "models": (("teacher", root / "llama"),)}, **ADAM)
     place = backend.parallel
     results["place"] = (place.data_size, place.reports, place.exports, place.data_group is not None)

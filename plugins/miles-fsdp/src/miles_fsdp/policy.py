@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,21 +36,21 @@ class Policy(nn.Module):
         """The vocabulary or value head. No attribute, which would register the module under a second name."""
         return value_head.of(self.model) or self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
-    def forward(
-        self, batch: MicroBatch, request: OutputRequest, entropy_grad: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Log-probs, entropy and values, ``[N]`` each, or None where not requested. A value head gives values only."""
+    def forward(self, batch: MicroBatch, request: OutputRequest, entropy_grad: bool) -> tuple[torch.Tensor | None, ...]:
+        """Log-probs, entropy and values, ``[N]`` each, and logits, ``[N, V]``, or None where not requested. A value head gives values only."""
         assert request.values == (value_head.of(self.model) is not None), "values are of a critic, log-probs of a policy"
         inputs = self._inputs(batch)
         if self.plain_head:
             hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.logit_index)
-            outputs = token_outputs_from_hidden(hidden, self.head, batch.targets, request, entropy_grad=entropy_grad)
+            # One output a token needs no chunks, and the value head, sharded by itself, must run as often on every rank.
+            whole = dataclasses.replace(request, chunk_size=-1) if request.values else request
+            outputs = token_outputs_from_hidden(hidden, self.head, batch.targets, whole, entropy_grad=entropy_grad)
         else:
             logits = _logits(self.model, self.head, inputs, batch.logit_index)
             outputs = token_outputs(logits, batch.targets, request, entropy_grad=entropy_grad)
         # FSDP does not want a view of what it hooks: values are one of the head's output.
         values = outputs.values.clone() if outputs.values is not None else None
-        return outputs.log_probs, outputs.entropy, values
+        return outputs.log_probs, outputs.entropy, values, outputs.logits
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
