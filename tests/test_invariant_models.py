@@ -161,8 +161,10 @@ def test_any_batch_of_the_trainer_repeats_the_engine(checkpoints: Path, kind: st
     results = generate(checkpoints / kind, requests, exact=True, max_batch=5, kv_cache_tokens=352, prefill_tokens=128, threads=1)
     assert [len(result.output_ids) for result in results] == [request.params.max_new_tokens for request in requests]
     table = table_of(requests, results)
-    order = torch.randperm(table.size, generator=torch.Generator().manual_seed(1)).tolist()
-    bins = [order, order[3:6], order[6:7], sorted(order)[:11]]
+    random = torch.Generator().manual_seed(1)
+    orders = [torch.randperm(table.size, generator=random).tolist() for _ in range(6)]
+    sizes = [table.size, 1, *torch.randint(2, table.size, (4,), generator=random).tolist()]
+    bins = [order[:size] for order, size in zip(orders, sizes, strict=True)]
     backend = make_backend(checkpoints / kind, exact=True)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
