@@ -29,6 +29,20 @@ FLAGS = (
     "--rollout-data-postprocess-path",
 )
 Run = Callable[..., list[RolloutResult]]
+GRADE = """
+import asyncio
+import os
+
+calls = 0
+
+
+async def grade(sample):
+    global calls
+    calls += 1
+    while calls < int(os.environ.get("LEAST", "0")):
+        await asyncio.sleep(0)
+    return len(sample.response_ids) / 8
+"""
 
 
 def example(flag: str) -> str:
@@ -52,8 +66,8 @@ def function(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def arguments(write, function) -> list[object]:
-    """Four prompts whose responses are graded by their length."""
-    grade = function("async def grade(sample):\n    return len(sample.response_ids) / 8\n")
+    """Four prompts whose responses are graded by their length, once as many samples wait for it as ``LEAST`` says."""
+    grade = function(GRADE)
     return [
         *("--algo", "grpo", "--custom-rm-path", grade, "--rollout-batch-size", 4, "--n-samples-per-prompt", 2),
         *("--rollout-max-response-len", 6, "--prompt-data", write(*({"input": f"q{i}"} for i in range(12)))),
@@ -139,13 +153,21 @@ def test_custom_convert_samples_to_train_data(rollouts: Run, function) -> None:
             assert mine.tolist() == its.tolist()
 
 
+@pytest.fixture
+def surplus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is graded before eight groups are generated."""
+    monkeypatch.setenv("LEAST", "16")
+
+
+@pytest.mark.usefixtures("surplus")
 def test_buffer_filter(rollouts: Run, function) -> None:
     flag = "--buffer-filter-path"
     first, second = rollouts(flag, function(example(flag)), "--over-sampling-batch-size", 8, count=2)
-    assert second.metrics["rollout/resumed_groups"] == first.metrics["rollout/surplus_groups"] > 0
+    assert second.metrics["rollout/resumed_groups"] == first.metrics["rollout/surplus_groups"] == 4
     assert len({row.index for result in (first, second) for row in result.rows}) == 16
 
 
+@pytest.mark.usefixtures("surplus")
 def test_the_default_buffer_filter_has_a_name(rollouts: Run) -> None:
     first, second = rollouts("--buffer-filter-path", "pop_first", "--over-sampling-batch-size", 8, count=2)
     assert len({row.index for result in (first, second) for row in result.rows}) == 16
@@ -223,6 +245,7 @@ def test_a_converters_dict_is_checked(change: str, words: str, rollouts: Run, fu
         ("def f(buffer, num_samples):\n    return None\n", "NoneType"),
     ],
 )
+@pytest.mark.usefixtures("surplus")
 def test_a_broken_buffer_filter_ends_the_run(code: str, words: str, rollouts: Run, function) -> None:
     with pytest.raises(RunError, match="M406") as caught:
         rollouts("--buffer-filter-path", function(code), "--over-sampling-batch-size", 8, count=2)

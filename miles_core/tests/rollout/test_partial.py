@@ -38,7 +38,7 @@ class Decoding:
     """An engine's service: a token per turn of the event loop, as many as ``length`` says of a sample.
 
     ``cuts`` are turns at which new weights come and cut off everything. A sample of ``holds`` waits at its fourth token, under the
-    first version, until it is aborted.
+    first version, until it is aborted; the groups behind its own do not begin before.
     """
 
     length: Callable[[int], int]
@@ -46,6 +46,8 @@ class Decoding:
     holds: set[int] = field(default_factory=set)
     version: int = 1
     turns: int = 0
+    held: set[int] = field(default_factory=set)
+    all_held: asyncio.Event = field(default_factory=asyncio.Event)
     running: dict[str, asyncio.Event] = field(default_factory=dict)
     requests: list[GenerateRequest] = field(default_factory=list)
     finished: Counter[int] = field(default_factory=Counter)
@@ -73,9 +75,14 @@ class Decoding:
         prompt = 2 + len(str(index // N))
         left = self.length(index) - (start - prompt)
         ids: list[int] = []
+        if self.holds and self.version == 1 and index // N not in {held // N for held in self.holds}:
+            await self.all_held.wait()
         while not stop.is_set() and len(ids) < min(left, request.params.max_new_tokens):
             await asyncio.sleep(0)
             if index in self.holds and self.version == 1 and len(ids) == 4:
+                self.held.add(index)
+                if self.held == self.holds:
+                    self.all_held.set()
                 await stop.wait()
                 break
             self.turns += 1
@@ -242,7 +249,10 @@ def test_unfinished_groups_are_resumed_first_with_what_they_have(make, serve_dec
     # Group 0 has one short and two endless responses; groups 1 and 2 end at once.
     service, url = serve_decoding(lambda index: {0: 2, 1: 50, 2: 10_000}.get(index, 1), holds=[1, 2])
     collector = make(url, Refill(3, partial=True))
-    first, second = collect(collector, 2, [0, 1], lambda rollout_id: setattr(service, "version", rollout_id + 1))
+    (first,) = collect(collector, 2, [0])
+    service.version = 2
+    # As many as go out, so that no new group can overtake.
+    (second,) = collect(collector, 3, [1])
     assert numbers(first.groups) == [1, 2]
     assert (first.kept, first.returned, first.surplus, first.resumed_groups) == (1, 0, 0, 0)
     assert numbers(second.groups)[0] == 0
@@ -266,7 +276,10 @@ def test_unfinished_groups_are_resumed_first_with_what_they_have(make, serve_dec
 def test_earlier_tokens_are_masked_on_request(make, serve_decoding) -> None:
     service, url = serve_decoding(lambda index: {0: 2, 1: 50, 2: 10_000}.get(index, 1), holds=[1, 2])
     collector = make(url, Refill(3, partial=True, mask_earlier=True))
-    first, second = collect(collector, 2, [0, 1], lambda rollout_id: setattr(service, "version", rollout_id + 1))
+    (first,) = collect(collector, 2, [0])
+    service.version = 2
+    # As many as go out, so that no new group can overtake.
+    (second,) = collect(collector, 3, [1])
     assert all(s.loss_mask is None for group in first.groups for s in group)
     ended, *others = second.groups[0]
     assert ended.loss_mask == [0, 0]
@@ -290,7 +303,10 @@ def test_surplus_groups_are_kept_as_they_are(make, serve_decoding) -> None:
 def test_without_partial_rollouts_unused_prompts_come_next(make, serve_decoding) -> None:
     service, url = serve_decoding(lambda index: 9 if index < N else 1, holds=[0, 1, 2])
     collector = make(url, Refill(3))
-    first, second = collect(collector, 2, [0, 1], lambda rollout_id: setattr(service, "version", rollout_id + 1))
+    (first,) = collect(collector, 2, [0])
+    service.version = 2
+    # As many as go out, so that no new group can overtake.
+    (second,) = collect(collector, 3, [1])
     assert numbers(first.groups) == [1, 2]
     assert (first.returned, first.kept) == (1, 0)
     assert 0 in numbers(second.groups)
@@ -331,3 +347,25 @@ def test_text_made_in_parts_is_decoded_as_a_whole(make, serve_decoding) -> None:
     for group in asyncio.run(whole()).groups:
         for sample in group:
             assert (sample.response == "40 tokens") is (len(sample.weight_versions) > 1)
+
+
+def test_a_state_of_the_middle_of_a_rollout_begins_it_anew(make, serve_decoding) -> None:
+    _, url = serve_decoding(lambda index: 5 + index % 7)
+    states: list[str] = []
+
+    def third(group: Sequence[Sample]) -> Decision:
+        if group[0].group_index % 10 == 6:
+            states.append(json.dumps([collector.source.state(), collector.buffer.state()]))
+        return Decision(group[0].group_index % 3 != 0, "unlucky")
+
+    collector = make(url, Refill(), third)
+    whole = collect(collector, 4, [0, 1])
+    assert states
+    source, buffer = json.loads(states[0])
+    assert source["returned"]
+    again = make(url, Refill(), third)
+    again.source.load_state(source)
+    again.buffer.load_state(buffer, N)
+    collector = again
+    (resumed,) = collect(again, 4, [1])
+    assert resumed.groups == whole[1].groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,11 +71,11 @@ class GroupBuffer:
                 owner=f"--buffer-filter-path {self.name}",
                 fix="remove from the list, in place, exactly the groups that are returned, at most num_samples of them",
             )
-        self._out += taken
+        self._out += [[_copied(sample) for sample in group] for group in taken]
         return taken
 
     def state(self) -> list[list[dict[str, Any]]]:
-        """What :meth:`load_state` takes; plain JSON. What is out while a rollout runs counts as waiting, with the tokens it has.
+        """What :meth:`load_state` takes; plain JSON. What is out while a rollout runs counts as waiting, as it was when it was taken.
 
         Raises:
             RunError: a hook put something into a sample that is no plain data (M408).
@@ -97,6 +98,18 @@ class GroupBuffer:
             )
         self.groups = [[decode_sample(document) for document in group] for group in state]
         self._out = []
+
+
+def _copied(sample: Sample) -> Sample:
+    """A sample that stays as it is when tokens are appended to this one."""
+    return dataclasses.replace(
+        sample,
+        response_ids=list(sample.response_ids),
+        rollout_log_probs=None if sample.rollout_log_probs is None else list(sample.rollout_log_probs),
+        weight_versions=list(sample.weight_versions),
+        loss_mask=None if sample.loss_mask is None else list(sample.loss_mask),
+        metadata=dict(sample.metadata),
+    )
 
 
 def _problem(before: dict[int, list[Sample]], left: Sequence[object], taken: object, count: int) -> str:
