@@ -72,7 +72,8 @@ def test_actor_and_critic(task, cluster, miles, metrics, tmp_path: Path) -> None
 
 def test_a_critic_on_devices_of_its_own(task, cluster, miles, metrics, tmp_path: Path) -> None:
     """Two critic ranks for one of the actor, trained at once, from an exported critic; against a colocated run."""
-    shared = {"algo": "ppo", "num_rollout": 1, "num_steps_per_rollout": 2, "critic_lr": "1e-3", "ray_address": cluster}
+    shared = {"algo": "ppo", "num_rollout": 1, "num_steps_per_rollout": 2, "critic_lr": "1e-3"}
+    shared |= {"kl_coef": 0.05, "normalize_advantages": True, "ray_address": cluster}
     colocated, apart = task.arguments(**shared), task.arguments(engines=1, critic_num_gpus_per_node=2, **shared)
     miles("run", *colocated, "--run-dir", tmp_path / "one", "--save-hf", tmp_path / "hf")
     miles("run", *apart, "--run-dir", tmp_path / "two")

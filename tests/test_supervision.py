@@ -43,11 +43,13 @@ def living(processes: list[psutil.Process]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "victim", ["trainer-1", "engine-0", "rollout-0", "raylet", "gcs_server", "runtime_env_agent", "reaper", "driver"]
+    "victim", ["trainer-1", "critic-0", "engine-0", "rollout-0", "raylet", "gcs_server", "runtime_env_agent", "reaper", "driver"]
 )
 def test_killing_a_process_ends_the_run(victim: str, task, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "miles_core.cli.main", "run", *task.arguments(trainers=2, num_rollout=100000, run_dir=run_dir)]
+    algo = "ppo" if victim.startswith("critic") else "grpo"
+    arguments = task.arguments(trainers=2, algo=algo, num_rollout=100000, run_dir=run_dir)
+    command = [sys.executable, "-m", "miles_core.cli.main", "run", *arguments]
     errors = (tmp_path / "stderr").open("w+")
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
     try:

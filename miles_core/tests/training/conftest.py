@@ -94,10 +94,12 @@ class Kit:
         backend.setup(ModelSpec(checkpoint=self.checkpoint, train_steps=10, copies=("ref",)))
         return Trainer(config, backend, loss or ClippedLoss(), advantage or RewardAdvantage(), function)
 
-    def critic(self, loss=None, *, per_token=False, dtype=torch.float32, optimizer="sgd", **training) -> CriticTrainer:
+    def critic(
+        self, loss=None, *, per_token=False, algorithm=None, dtype=torch.float32, optimizer="sgd", **training
+    ) -> CriticTrainer:
         """A critic's trainer around a toy model with a value head, whose weights are not 0."""
         options = TrainingOptions(**{"lr": 0.05, "clip_grad": 0.0, **training})
-        config = Config.of(options, AlgorithmOptions(calculate_per_token_loss=per_token))
+        config = Config.of(options, AlgorithmOptions(calculate_per_token_loss=per_token, **(algorithm or {})))
         backend = ToyBackend(config, optimizer=optimizer, dtype=dtype)
         backend.setup(ModelSpec(checkpoint=self.checkpoint, train_steps=10, value_head=True))
         with torch.no_grad():

@@ -159,3 +159,22 @@ def test_a_critic_is_sent_no_more_than_it_looks_at():
     assert sent.rollout_log_probs is None
     assert not sent.extras
     assert sent.tokens is row.tokens
+
+
+def test_a_constant_divisor_and_a_fresh_optimizer_are_the_critics_too(kit):
+    _, plain = trained(kit, per_token=True)
+    _, divided = trained(kit, algorithm={"loss_length_divisor": 5})
+    tokens = sum(max(float(row.mask.sum()), 1.0) for row in ROWS)
+    whole = plain.metrics_per_step[0]["train/critic-loss"] * tokens
+    assert divided.metrics_per_step[0]["train/critic-loss"] == pytest.approx(whole / (5 * len(ROWS)), rel=1e-5)
+    moves = {}
+    for reset in (False, True):
+        trainer = kit.critic(optimizer="adam", algorithm={"reset_optimizer_states": reset})
+        for _ in range(2):
+            before = dict(trainer.backend.export_weights())["head.bias"].clone()
+            trainer.values(batch_of(ROWS))
+            trainer.train([kit.returns(ROWS)])
+        moves[reset] = float((dict(trainer.backend.export_weights())["head.bias"] - before).abs())
+    # Adam's first step is as long as its rate.
+    assert moves[True] == pytest.approx(0.05, rel=1e-3)
+    assert moves[False] != pytest.approx(0.05, rel=1e-3)

@@ -72,10 +72,9 @@ class CriticTrainer:
                 why=f"a critic gives {', '.join(sorted(CRITIC_INPUTS))}",
                 fix="choose another loss by --critic-loss-type",
             )
-        training, algorithm = config.get(TrainingOptions), config.get(AlgorithmOptions)
+        training, self._algorithm = config.get(TrainingOptions), config.get(AlgorithmOptions)
         self.backend = backend
         self.loss = loss
-        self._per_token = algorithm.calculate_per_token_loss
         self._layout = training.qkv_format
         self._multiple = max(training.data_pad_size_multiplier, 1) if backend.device.type == "cuda" else 1
         self._rule, self._scoring_rule = BinRule.training(config), BinRule.scoring(config)
@@ -121,6 +120,8 @@ class CriticTrainer:
         fields = {"mask": table.mask, "returns": ByIndex(returns, name="returns", source="actor").flat(table.rows)}
         if run.values is not None:
             fields["old_values"] = run.values
+        if self._algorithm.reset_optimizer_states:
+            self.backend.reset_optimizer()
         live = table.mask_sums > 0
         steps = [[row for row in rows if live[row]] for rows in run.batch.steps]
         counts = torch.tensor([self._rule.count(table.lengths[rows].tolist()) for rows in steps], device=self.backend.device)
@@ -142,7 +143,8 @@ class CriticTrainer:
             return {f"{PREFIX}loss": 0.0} if self.backend.parallel.computes_loss else {}
         table, device = run.table, self.backend.device
         with run.clock("critic_train"):
-            weights = token_weights(table, run.batch.counts[step], per_token=self._per_token)
+            per_token, divisor = self._algorithm.calculate_per_token_loss, self._algorithm.loss_length_divisor
+            weights = token_weights(table, run.batch.counts[step], per_token=per_token, divisor=divisor)
             bins = self._rule.bins(table.lengths[rows].tolist(), count)
             micro_batches = [
                 pack(table, [rows[i] for i in members], fields | {WEIGHT: weights}, layout=self._layout, multiple=self._multiple)

@@ -37,7 +37,10 @@ class Policy(nn.Module):
         return value_head.of(self.model) or self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
     def forward(self, batch: MicroBatch, request: OutputRequest, entropy_grad: bool) -> tuple[torch.Tensor | None, ...]:
-        """Log-probs, entropy and values, ``[N]`` each, and logits, ``[N, V]``, or None where not requested. A value head gives values only."""
+        """Log-probs, entropy and values, ``[N]`` each, and logits, ``[N, V]``, or None where not requested.
+
+        A value head gives values only.
+        """
         assert request.values == (value_head.of(self.model) is not None), "values are of a critic, log-probs of a policy"
         inputs = self._inputs(batch)
         if self.plain_head:
