@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("miles-core", "torch", "ray", "transformers", "numpy", "aiohttp")
+LIBRARIES = ("miles-core", "torch", "ray", "transformers", "numpy", "aiohttp", "math-verify", "sympy")
 
 
 def save(name: str, figures: dict[str, Any], notes: str = "", folder: Path | None = None) -> Path:

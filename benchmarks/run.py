@@ -9,6 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SCRIPTS = (
     ["cli_startup.py"],
+    ["rewards.py"],
     ["generation.py", "--size", "0.5m"],
     ["generation.py", "--size", "5m"],
     ["gpu_training.py", "--size", "0.5m", "--tokens", "2048"],

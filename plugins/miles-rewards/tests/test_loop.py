@@ -18,37 +18,41 @@ from miles_rewards.mathematics.reward import create
 pytestmark = pytest.mark.timeout(120)
 
 
-async def longest_pause(work: asyncio.Future[object]) -> float:
-    """Seconds that the loop was kept from a callback that is always due, at worst."""
-    worst, last = 0.0, time.perf_counter()
+async def pauses(work: asyncio.Future[object]) -> list[float]:
+    """Seconds from one turn of the loop to the next while the work goes on, with a callback that is always due; sorted."""
+    found, last = [], time.perf_counter()
     while not work.done():
         await asyncio.sleep(0)
         now = time.perf_counter()
-        worst, last = max(worst, now - last), now
+        found.append(now - last)
+        last = now
     await work
-    return worst
+    return sorted(found)
 
 
 @pytest.mark.slow
 def test_heavy_grading_does_not_stop_the_loop() -> None:
-    heavy = [Sample(response=f"\\boxed{{(x+1)**{1500 + n}}}", label="\\sqrt{2}+x") for n in range(3)]
+    series = "\\sum_{n=1}^{LAST} \\frac{x}{(n^{99}+1)^{99}}"
+    heavy = [Sample(response=f"\\boxed{{{series.replace('LAST', str(9990 + n))}}}", label="\\sqrt{2}+x") for n in range(2)]
     long = [Sample(response="so " * 60_000 + f"\\boxed{{{n}}}", label="1") for n in range(200)]
     plain = [Sample(response=f"\\boxed{{\\frac{{{n}}}{{7}}+x}}", label="1") for n in range(3000)]
 
-    async def run() -> tuple[float, list[Score]]:
-        reward = create(Config.of(RewardOptions(reward_timeout=1.0)))
+    async def run() -> tuple[list[float], list[Score]]:
+        reward = create(Config.of(RewardOptions(reward_timeout=3.0)))
         try:
             await reward.score([Sample(response="\\boxed{y+x}", label="x+y")])
             work = asyncio.ensure_future(reward.score([*heavy, *long, *plain]))
-            return await longest_pause(work), work.result()
+            return await pauses(work), work.result()
         finally:
             await reward.close()
 
-    pause, scores = asyncio.run(run())
-    assert all(isinstance(score, Timeout | Invalid | Scored) for score in scores)
-    assert any(isinstance(score, Timeout) for score in scores[:3])
-    # About 10 ms here, with what the machine does besides; a grader in line would take a second at least.
-    assert pause < 0.25
+    found, scores = asyncio.run(run())
+    assert scores[:2] == [Timeout(3.0, "the grader was killed")] * 2
+    assert all(isinstance(score, Invalid | Scored) for score in scores[2:])
+    # Microseconds and about 10 ms when the machine is idle. A grader in line would pause for three seconds; starting a process
+    # holds the interpreter until the system has made it, which a busy machine can delay.
+    assert found[int(0.99 * len(found))] < 0.02
+    assert found[-1] < 1.5
 
 
 def test_a_pair_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from miles_rewards.ungradable import Ungradable
 DIGITS = 30
 TOLERANCE = sympy.Float("1e-20", DIGITS)
 FLOAT_TOLERANCE = sympy.Float("1e-10", DIGITS)
+POINTS = tuple(sympy.Rational(n, 7919) for n in (6007, -9311, 15013, -3001))
+"""Where expressions are compared before they are simplified: fractions that are special in no way, of both signs."""
 _NOT_NUMBERS = (sympy.nan, sympy.zoo)
 _NORMAL = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False)
 
@@ -71,4 +73,19 @@ def _same_expression(ours: sympy.Expr, theirs: sympy.Expr) -> bool:
         scale = sympy.Max(1, abs(sympy.N(theirs, DIGITS)))
         if value.is_number and scale.is_comparable:
             return bool(abs(value) <= tolerance * scale)
+    elif _differ_somewhere(difference, theirs):
+        return False
     return bool(sympy.simplify(difference) == 0)
+
+
+def _differ_somewhere(difference: sympy.Expr, theirs: sympy.Expr) -> bool:
+    """Whether two expressions have different values at one of a few points, which takes a hundredth of simplifying them."""
+    symbols = sorted(difference.free_symbols, key=str)
+    for point in range(len(POINTS)):
+        values = {symbol: POINTS[(point + place) % len(POINTS)] + place for place, symbol in enumerate(symbols)}
+        there = sympy.N(difference, DIGITS, subs=values)
+        scale = sympy.N(theirs, DIGITS, subs=values)
+        known = there.is_number and there.is_finite and scale.is_finite
+        if known and abs(there) > FLOAT_TOLERANCE * sympy.Max(1, abs(scale)):
+            return True
+    return False

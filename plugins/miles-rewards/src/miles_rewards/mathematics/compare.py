@@ -13,7 +13,10 @@ Algebra = Callable[[str, str], bool | None]
 """Whether two cleaned expressions are equal; None when it cannot tell here."""
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_BASED = re.compile(r"(-?[0-9a-z.]+)_\{?(\d+)\}?")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_VARIABLE = re.compile(r"[A-Za-df-hj-z]")
+_SHAPE = re.compile(r"\\(?:cup|cap|begin|infty|emptyset)(?![A-Za-z])")
+_BASED = re.compile(r"(-?\d[0-9a-z.]*)_\{?(\d+)\}?")
 _SIGNS = re.compile(r"\\[pm][mp](?![A-Za-z])")
 
 
@@ -74,8 +77,10 @@ def _equal(answer: str, label: str, algebra: Algebra) -> bool | None:
     if _WORD.fullmatch(key(answer)) or _WORD.fullmatch(key(label)):
         return False
     value = _number(label)
-    if value is not None and value.value.denominator == 1:
+    if value is not None and (value.value.denominator == 1 or _no_number(answer)):
         # 6 \times 7 is not yet an answer to a question whose answer is 42.
+        return False
+    if _number(answer) is not None and _no_number(label):
         return False
     return algebra(answer, label)
 
@@ -91,10 +96,15 @@ def _numbers(answer: str, label: str) -> bool | None:
     return ours.value == theirs.value
 
 
+def _no_number(text: str) -> bool:
+    """Whether an expression has variables, or is a set or a matrix: it is not equal to a number, or still to be simplified."""
+    return bool(_SHAPE.search(text) or _VARIABLE.search(_COMMAND.sub(" ", text)))
+
+
 def _bases(answer: str, label: str) -> bool | None:
     """Verdict when a number with its base is among them, ``101_2``; None otherwise. The base is part of such an answer."""
     ours, theirs = _BASED.fullmatch(key(answer)), _BASED.fullmatch(key(label))
-    if theirs is None and (ours is None or _number(label) is None):
+    if ours is None and theirs is None:
         return None
     return ours is not None and theirs is not None and ours.groups() == theirs.groups()
 
