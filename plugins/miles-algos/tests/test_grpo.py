@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from miles_algos.advantages.grpo import Grpo
-from miles_algos.options import GroupRewardOptions
-from miles_core.options import Config
+from miles_algos.options import GroupRewardOptions, GroupStdOptions
 from miles_core.protocols import AdvantageInputs
+from miles_core.testing import config_of
 
 
 def grpo(**options: bool) -> Grpo:
-    return Grpo(Config.of(GroupRewardOptions(**options)))
+    return Grpo(config_of((GroupRewardOptions, GroupStdOptions), **options))
 
 
 def oracle(rewards: list[float], groups: list[int]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +12,24 @@ import torch
 
 from miles_algos.losses.policy_loss import PolicyLoss
 from miles_algos.losses.sft_loss import SftLoss
-from miles_algos.options import PolicyLossOptions
+from miles_algos.options import ClipOptions, DualClipOptions, EntropyOptions, KlLossOptions, KlOptions
 from miles_core.options import Config
 from miles_core.protocols import LossInputs, LossOutputs
+from miles_core.testing import config_of
 
 INF = math.inf
 
 
+GROUPS = (ClipOptions, DualClipOptions, KlLossOptions, KlOptions, EntropyOptions)
+
+
 def loss(**options: Any) -> PolicyLoss:
-    return PolicyLoss(Config.of(PolicyLossOptions(**options)))
+    return PolicyLoss(config_of(GROUPS, **options))
+
+
+def settings(**options: Any) -> Any:
+    """The options with their defaults, as attributes."""
+    return SimpleNamespace(**{o.field: v.value for o, v in config_of(GROUPS, **options).items()})
 
 
 def inputs(new: list[float], old: list[float], advantages: list[float], **more: Any) -> LossInputs:
@@ -40,7 +50,7 @@ def gradient(out: LossOutputs, batch: LossInputs) -> list[float]:
     return grad.tolist()  # type: ignore[no-any-return]
 
 
-def oracle(batch: Any, o: PolicyLossOptions) -> dict[str, list[float]]:
+def oracle(batch: Any, o: Any) -> dict[str, list[float]]:
     """The formulas of the papers, one token at a time, in Python's doubles."""
     terms: dict[str, list[float]] = {"loss": [], "pg_loss": [], "pg_clipfrac": [], "ppo_kl": [], "kl_loss": [], "entropy_loss": []}
     high = o.eps_clip if o.eps_clip_high is None else o.eps_clip_high
@@ -91,7 +101,7 @@ def test_matches_the_papers_token_by_token(ragged: Callable[[int], Any], seed: i
     # Only what the loss says it needs is given, so that a missing name in ``needs`` fails here.
     optional = {name: getattr(batch, name) for name in ("ref_log_probs", "entropy", "advantages") if name in fn.needs}
     out = fn(LossInputs(batch.log_probs, batch.mask, batch.lengths, batch.old_log_probs, **optional))
-    expected = oracle(batch, PolicyLossOptions(**options))
+    expected = oracle(batch, settings(**options))
     assert out.loss.tolist() == pytest.approx(expected.pop("loss"), abs=1e-12)
     for name, values in out.metrics.items():
         assert values.tolist() == pytest.approx(expected[name], abs=1e-12), name

@@ -12,7 +12,7 @@ from miles_core.options.config import Config
 from miles_core.options.invocation import InvocationOptions
 from miles_core.options.option import Option, options_of
 from miles_core.options.parse import Parsed, Words, parse_arguments, split_arguments
-from miles_core.options.selection import Selection, load_named, load_recipe, recipe_choices
+from miles_core.options.selection import Selection, load_functions, load_named, load_recipe, recipe_choices
 from miles_core.options.sources import ConfigFile, parse_environment, parse_recipe
 from miles_core.options.table import FlagTable, Setting
 from miles_core.options.value import Source, Value
@@ -107,6 +107,7 @@ def resolve(
     conflicts = check_flags([*options_of(InvocationOptions, "core"), *options], selection.owners())
     parsed = [_recipe(selection, options), *sources.parse(options)]
     config = _with_recipe(_config(options, parsed), selection)
+    load_functions(selection, config)
 
     errors += selection.errors
     errors += conflicts
@@ -131,11 +132,15 @@ def _take_invocation(words: Iterable[Words]) -> tuple[list[Words], InvocationOpt
 
 
 def _recipe(selection: Selection, options: Sequence[Option]) -> Parsed:
-    """The recipe as a source."""
+    """The recipe as a source. Where the user took another loss or estimator, defaults for options of the recipe's own are left out."""
     recipe, ref = selection.recipe, selection.algo
     if recipe is None or ref is None:
         return Parsed()
-    return parse_recipe(recipe.name, f"{ref.distribution} {ref.version}", recipe.defaults, FlagTable(options))
+    table = FlagTable(options)
+    parts = ((selection.loss, recipe.loss), (selection.advantage, recipe.advantage))
+    replaced = any(part is not None and name is not None and name.rpartition(":")[2] != part.name for part, name in parts)
+    defaults = {key: value for key, value in recipe.defaults.items() if not replaced or table.key(key) is not None}
+    return parse_recipe(recipe.name, f"{ref.distribution} {ref.version}", defaults, table)
 
 
 def _config(options: Iterable[Option], parsed: Iterable[Parsed]) -> Config:
@@ -153,9 +158,10 @@ def _config(options: Iterable[Option], parsed: Iterable[Parsed]) -> Config:
 
 
 def _with_recipe(config: Config, selection: Selection) -> Config:
-    """The choices that ``--algo`` implies, where nobody said otherwise."""
+    """The choices that ``--algo`` or ``--advantage-estimator`` implies, where nobody said otherwise."""
     choices = recipe_choices(selection, config)
-    place = f"--algo {config.peek(PluginOptions).algo}"
+    chosen = config.peek(PluginOptions)
+    place = f"--advantage-estimator {chosen.advantage_estimator}" if selection.namesake else f"--algo {chosen.algo}"
 
     def merged(option: Option, value: Value) -> Value:
         if option.group is PluginOptions and option.field in choices and value.source < Source.RECIPE:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from miles_core.config import CriticOptions, PluginOptions, RewardOptions
+from miles_core.config import CriticOptions, LoggingOptions, PluginOptions, RewardOptions
+from miles_core.config.logging import SWITCHES, logger_names
 from miles_core.errors import MilesError, PluginError
 from miles_core.options.config import Config
 from miles_core.options.option import Option, options_of
@@ -29,6 +30,7 @@ class Selection:
 
     A plugin that the run does not need (the engine of a supervised run without evaluation) is here when it was named: its options
     exist and its errors count. ``needed`` says which kinds the run uses.
+    ``namesake`` is the recipe called like the estimator that the user named without ``--algo``: it says which loss belongs to it.
     ``functions`` are those that options name by path and that stand in for no plugin, by the name of their signature.
     """
 
@@ -40,6 +42,7 @@ class Selection:
     reward: PluginRef | None = None
     algo: PluginRef | None = None
     recipe: AlgorithmRecord | None = None
+    namesake: AlgorithmRecord | None = None
     critic_loss: PluginRef | None = None
     filters: list[PluginRef] = field(default_factory=list)
     functions: dict[str, PluginRef] = field(default_factory=dict)
@@ -83,6 +86,7 @@ def load_recipe(host: PluginHost, config: Config) -> Selection:
     selection = Selection(host)
     name = config.peek(PluginOptions).algo
     if name is None:
+        selection.namesake = _namesake(host, config)
         return selection
     try:
         plugin = host.load("algo", name)
@@ -96,9 +100,27 @@ def load_recipe(host: PluginHost, config: Config) -> Selection:
     return selection
 
 
+def _namesake(host: PluginHost, config: Config) -> AlgorithmRecord | None:
+    value = config.value(PluginOptions, "advantage_estimator")
+    if value.source not in USER_SOURCES:
+        return None
+    mine = {kind: [e for e in host.index.of_kind(kind) if value.value in (e.name, e.qualified)] for kind in ("advantage", "algo")}
+    homes = {entry.distribution for entry in mine["advantage"]}
+    found = [entry for entry in mine["algo"] if entry.distribution in homes]
+    if len(found) != 1:
+        return None
+    try:
+        record: AlgorithmRecord = host.load("algo", found[0].qualified).record
+    except PluginError:
+        return None  # the estimator, which the same package offers, fails to load as well, and says so
+    return record if record.advantage == found[0].name else None
+
+
 def recipe_choices(selection: Selection, config: Config) -> dict[str, Any]:
-    """The fields of :class:`PluginOptions` that ``--algo`` decides."""
+    """The fields of :class:`PluginOptions` that ``--algo`` decides; without it, the loss of a named estimator."""
     recipe = selection.recipe
+    if selection.namesake is not None:
+        return {"loss_type": selection.namesake.loss}
     if recipe is None:
         name = config.peek(PluginOptions).algo
         return {"advantage_estimator": name} if name is not None and not selection.errors else {}
@@ -148,15 +170,22 @@ def load_named(selection: Selection, config: Config, evaluates: bool) -> None:
     if rewards.custom_rm_path is not None:
         selection.reward = adhoc(rewards.custom_rm_path, "reward", "--custom-rm-path")
     _load_filters(selection, config, load, adhoc)
-    for option, value in config.items():
-        signature = option.declared.signature
-        if signature is not None and signature not in OBJECTS and value.value is not None:
-            ref = adhoc(PACKAGED.get(value.value, value.value), signature, option.flag)
-            if ref is not None:
-                selection.functions[signature] = ref
-    selection.loggers = [ref for name in chosen.logger if (ref := load("logger", name))]
+    _load_loggers(selection, config, load)
     selection.hooks = [ref for name in chosen.hooks if (ref := load("hooks", name))]
     _name_disagreement(selection, config)
+
+
+def load_functions(selection: Selection, config: Config) -> None:
+    """Import the functions that options name by path, those of the selected plugins too; failures go to ``selection.errors``."""
+    for option, value in config.items():
+        signature = option.declared.signature
+        if signature is None or signature in OBJECTS or value.value is None:
+            continue
+        try:
+            path = PACKAGED.get(value.value, value.value)
+            selection.functions[signature] = load_adhoc(path, signature, option.flag)
+        except PluginError as error:
+            selection.errors.append(error)
 
 
 def _load_filters(
@@ -173,6 +202,18 @@ def _load_filters(
         ref = adhoc(name, "filter", FILTER_FLAG) if "." in name else load("filter", name)
         if ref is not None:
             selection.filters.append(ref)
+
+
+def _load_loggers(selection: Selection, config: Config, load: Callable[[str, str], PluginRef | None]) -> None:
+    known = {entry.name for entry in selection.host.index.of_kind("logger")}
+    for name in logger_names(config.peek(PluginOptions).logger, config.peek(LoggingOptions)):
+        if name in SWITCHES and name not in known:
+            fix = f"pip install 'miles-loggers[{name}]'"
+            selection.errors.append(
+                PluginError("M101", f"there is no logger {name!r}", why="miles-loggers is not installed", fix=fix, name=name)
+            )
+        elif ref := load("logger", name):
+            selection.loggers.append(ref)
 
 
 def _name_disagreement(selection: Selection, config: Config) -> None:

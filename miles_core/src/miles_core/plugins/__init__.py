@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from miles_core.plugins import events
-    from miles_core.plugins.adhoc import load_adhoc
+    from miles_core.plugins.adhoc import load_adhoc, load_function
     from miles_core.plugins.factory import create
     from miles_core.plugins.flags import check_flags
     from miles_core.plugins.hookspecs import hookimpl
@@ -51,6 +51,7 @@ __all__ = [
     "events",
     "hookimpl",
     "load_adhoc",
+    "load_function",
 ]
 
 _HOME = {
@@ -64,6 +65,7 @@ _HOME = {
     "create": "factory",
     "hookimpl": "hookspecs",
     "load_adhoc": "adhoc",
+    "load_function": "adhoc",
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from miles_core.errors import PluginError
-from miles_core.options import Config
+from miles_core.options import Config, options_of
 from miles_core.plugins.causes import describe
 from miles_core.plugins.index import closest
 from miles_core.plugins.refs import PluginRef
@@ -26,6 +26,7 @@ class Signature:
     Attributes:
         kind: kind of plugin that the function stands in for.
         calls: the argument lists that it may have; the first that fits is used, ``args`` gives every option as an attribute.
+            After a leading ``*`` the arguments are passed by name.
         is_async: whether it may be ``async def``.
         returns: what it returns, for messages.
         adapter: ``package.module:class`` of ``adapter(function, call, name, config)``, an implementation of the kind's protocol.
@@ -37,6 +38,8 @@ class Signature:
     returns: str
     adapter: str
 
+
+_TIS = ("args", "pg_loss", "train_log_probs", "rollout_log_probs", "loss_masks", "total_lengths", "response_lengths")
 
 SIGNATURES: dict[str, Signature] = {
     "filter": Signature(
@@ -95,6 +98,31 @@ SIGNATURES: dict[str, Signature] = {
         "nothing: it changes rollout_data",
         "miles_core.rollout.hooks:DataPostprocess",
     ),
+    "loss": Signature(
+        "function",
+        (
+            ("inputs",),
+            ("args", "batch", "logits", "sum_of_sample_mean"),
+            ("args", "parallel_state", "batch", "logits", "sum_of_sample_mean"),
+        ),
+        False,
+        "a LossOutputs or the loss of each token, or (loss, metrics) of the sum",
+        "miles_core.plugins.loss_functions:FunctionLoss",
+    ),
+    "tis": Signature(
+        "function",
+        (("inputs", "pg_loss"), ("*", *_TIS), ("*", *_TIS, "parallel_state")),
+        False,
+        "(pg_loss, metrics), or (pg_loss, masks, metrics) when called by name",
+        "miles_core.plugins.loss_functions:FunctionTis",
+    ),
+    "pg_loss_reducer": Signature(
+        "function",
+        (("mask", "lengths"), ("total_lengths", "response_lengths", "loss_masks", "calculate_per_token_loss")),
+        False,
+        "each token's weight, or a function that reduces the terms to a number",
+        "miles_core.plugins.loss_functions:FunctionReducer",
+    ),
 }
 """The signatures that an option can name (``option(signature=...)``)."""
 
@@ -114,6 +142,26 @@ def load_adhoc(path: str, signature: str, flag: str) -> PluginRef:
     function, create = _resolve(path, flag)
     choose_call(function, signature, path, flag)
     return PluginRef(kind=rule.kind, name=path, distribution="", version="", create=create, adapter=signature, extra={"flag": flag})
+
+
+def load_function(config: Config, group: type, field: str) -> Any:
+    """The function that an option names, wrapped for the signature that the option declares; None when it names none.
+
+    For implementations that take functions: what :func:`load_adhoc` checked before the run started is loaded in this process.
+
+    Args:
+        config: the run's options; the option counts as read.
+        group, field: the option.
+
+    Raises:
+        PluginError: M111.
+    """
+    path = getattr(config.get(group), field)
+    if path is None:
+        return None
+    (option,) = [each for each in options_of(group, "") if each.field == field]
+    assert option.declared.signature is not None, f"{option.flag} declares no signature"
+    return adapt(load_adhoc(path, option.declared.signature, option.flag), config)
 
 
 def adapt(ref: PluginRef, config: Config) -> Any:
@@ -137,7 +185,7 @@ def choose_call(function: Callable[..., Any], signature: str, path: str, flag: s
         PluginError: M111, it takes none, or is async where that cannot be.
     """
     rule = SIGNATURES[signature]
-    wanted = " or ".join(f"fn({', '.join(call)})" for call in rule.calls)
+    wanted = " or ".join(f"fn({', '.join(call)})".replace("*, ", "*") for call in rule.calls)
     fix = f"write it as {wanted}, returning {rule.returns}"
     if inspect.isclass(function) or not callable(function):
         raise _bad(path, flag, f"it is a {'class' if inspect.isclass(function) else type(function).__name__}, not a function", fix)
@@ -157,7 +205,7 @@ def choose_call(function: Callable[..., Any], signature: str, path: str, flag: s
     required = sum(p.kind in positional and p.default is p.empty for p in form.parameters.values())
     for call in sorted(rule.calls, key=lambda call: (len(call) != required, (call[0] == "args") != leading)):
         try:
-            form.bind(*call)
+            form.bind(**dict.fromkeys(call[1:])) if call[0] == "*" else form.bind(*call)
         except TypeError:
             continue
         return call

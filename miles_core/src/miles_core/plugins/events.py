@@ -12,12 +12,17 @@ if TYPE_CHECKING:
     from miles_core.options import Config
 
 
+def _nobody(line: str) -> None:
+    del line
+
+
 @dataclass(frozen=True)
 class Configure:
-    """Options are resolved; nothing has started."""
+    """Options are resolved; nothing has started. ``error`` stops the run, ``warn`` takes one line that the user sees before it."""
 
     config: Config
     error: Callable[[MilesError], None]
+    warn: Callable[[str], None] = _nobody
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Parallel:
 class OutputRequest:
     """What a forward pass must produce for every response token.
 
-    ``temperature`` divides the logits before log-probs and entropy (never values). ``chunk_size`` is
+    ``temperature`` divides the logits, those that are given out too, before log-probs and entropy (never values). ``chunk_size`` is
     ``--log-probs-chunk-size``, in rows; -1 is off. ``routes`` asks a pass without gradients for the experts that the routers of a
     mixture of experts chose (``--use-routing-replay``).
     """
@@ -74,6 +74,7 @@ class OutputRequest:
     log_probs: bool = True
     entropy: bool = False
     values: bool = False
+    logits: bool = False
     temperature: float = 1.0
     chunk_size: int = -1
     routes: bool = False

@@ -25,6 +25,8 @@ class LossInputs:
         advantages, returns: ``[N]``; None when not computed.
         old_values, values: of the critic, before the rollout's first step and now, ``[N]``; None unless needed.
         entropy: of the current policy, with gradient, ``[N]``; None unless needed.
+        logits: of the current policy, divided by the temperature, with gradient, ``[N, V]``; None unless needed.
+        tokens: the response tokens themselves, int64, ``[N]``.
     """
 
     log_probs: torch.Tensor
@@ -38,6 +40,8 @@ class LossInputs:
     old_values: torch.Tensor | None = None
     values: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Loss(Protocol):
     """Made by ``create(config)``.
 
     ``needs`` names the inputs beyond ``log_probs``, ``mask`` and ``lengths`` that must be present, of: ``old_log_probs``,
-    ``rollout_log_probs``, ``ref_log_probs``, ``advantages``, ``returns``, ``old_values``, ``values``, ``entropy``.
+    ``rollout_log_probs``, ``ref_log_probs``, ``advantages``, ``returns``, ``old_values``, ``values``, ``entropy``,
+    ``logits``.
     """
 
     needs: frozenset[str]

@@ -1,5 +1,6 @@
 """The test kit: for the tests of losses, estimators and training backends. Imports torch."""
 
+from miles_core.testing.configs import config_of
 from miles_core.testing.conformance import check_backend, hf_reference
 from miles_core.testing.invariance import check_split_invariance
 from miles_core.testing.random_rows import random_rows
@@ -12,6 +13,7 @@ __all__ = [
     "check_backend",
     "check_split_invariance",
     "hf_reference",
+    "config_of",
     "random_rows",
     "toy_reference",
     "write_toy_checkpoint",

@@ -62,10 +62,11 @@ class MicroBatch:
 class ModelOutputs:
     """What was requested of a forward pass, ``[N]`` each, float32, in the order of the micro-batch's ``targets``.
 
-    ``routes`` are the experts that the routers chose, as :attr:`MicroBatch.routes` has them.
+    ``logits`` are ``[N, V]``, with gradient, and in the precision of the computation. ``routes`` are the experts that the routers chose, as :attr:`MicroBatch.routes` has them.
     """
 
     log_probs: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     routes: torch.Tensor | None = None

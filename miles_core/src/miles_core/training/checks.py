@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from miles_core.protocols.advantage import Advantage
     from miles_core.protocols.loss import Loss
 
-LOSS_INPUTS = frozenset({"old_log_probs", "rollout_log_probs", "ref_log_probs", "advantages", "returns", "entropy"})
+LOSS_INPUTS = frozenset({"old_log_probs", "rollout_log_probs", "ref_log_probs", "advantages", "returns", "entropy", "logits"})
 """What the trainer can give to a loss."""
 ADVANTAGE_INPUTS = frozenset({"old_log_probs", "ref_log_probs", "teacher_log_probs", "values"})
 """What the trainer can give to an advantage estimator."""

@@ -38,7 +38,11 @@ def token_outputs(logits: torch.Tensor, targets: torch.Tensor, request: OutputRe
     log_probs, entropy = _Outputs.apply(  # type: ignore[no-untyped-call]
         logits, targets, request.temperature, request.chunk_size, request.entropy, entropy_grad
     )
-    return ModelOutputs(log_probs=log_probs if request.log_probs else None, entropy=entropy if request.entropy else None)
+    return ModelOutputs(
+        log_probs=log_probs if request.log_probs else None,
+        entropy=entropy if request.entropy else None,
+        logits=_scaled(logits, request.temperature) if request.logits else None,
+    )
 
 
 def token_outputs_from_hidden(
@@ -53,11 +57,12 @@ def token_outputs_from_hidden(
 
     Args:
         hidden: ``[N, H]``, rows that predict a response token.
-        head: ``[n, H]`` to ``[n, V]``. It runs on ``request.chunk_size`` rows at a time, and once more in the backward pass.
+        head: ``[n, H]`` to ``[n, V]``. It runs on ``request.chunk_size`` rows at a time, and once more in the backward pass; on all
+            rows when the logits themselves are requested.
         targets, request, entropy_grad: as in :func:`token_outputs`.
     """
     rows, size = targets.shape[0], request.chunk_size
-    if size <= 0 or rows <= size:
+    if size <= 0 or rows <= size or request.logits:
         return token_outputs(head(hidden), targets, request, entropy_grad=entropy_grad)
 
     def one(part: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

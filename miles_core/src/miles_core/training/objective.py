@@ -69,6 +69,8 @@ class Objective:
             old_log_probs=data.get("old_log_probs", current),
             values=outputs.values,
             entropy=outputs.entropy,
+            logits=outputs.logits,
+            tokens=micro_batch.targets,
             **given,
         )
         if self._recompute:

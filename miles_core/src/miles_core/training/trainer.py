@@ -109,7 +109,9 @@ class Trainer:
             chunk_size=training.log_probs_chunk_size,
         )
         self._training = OutputRequest(
-            entropy="entropy" in loss.needs, temperature=rollout.rollout_temperature, chunk_size=training.log_probs_chunk_size
+            entropy="entropy" in loss.needs,
+            logits="logits" in loss.needs,
+            temperature=rollout.rollout_temperature, chunk_size=training.log_probs_chunk_size
         )
         self._function = function
         # A function may change advantages where a loss is computed, and all ranks must leave out the same rows.

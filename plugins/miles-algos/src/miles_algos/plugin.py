@@ -1,19 +1,38 @@
-"""What miles-algos offers, and the checks of its options. Standard library and miles_core only."""
+"""What miles-algos offers. Standard library and miles_core only."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from miles_algos.options import GroupRewardOptions, PolicyLossOptions, ValueLossOptions
-from miles_core.config import DataOptions, PluginOptions
-from miles_core.errors import UsageError
-from miles_core.options import Config
+from miles_algos.checks import problems
+from miles_algos.options import (
+    ClipOptions,
+    CustomLossOptions,
+    DiscountOptions,
+    DistillationOptions,
+    DualClipOptions,
+    EntropyOptions,
+    GaeOptions,
+    GroupRewardOptions,
+    GroupStdOptions,
+    KlLossOptions,
+    KlOptions,
+    OpsmOptions,
+    ReducerOptions,
+    RejectionOptions,
+    RewardKlOptions,
+    SoftGateOptions,
+    TisOptions,
+    ValueLossOptions,
+)
+from miles_algos.recipes import RECIPES
 from miles_core.plugins import AdvantageRecord, AlgorithmRecord, FilterRecord, LossRecord, hookimpl
 from miles_core.plugins.events import Configure
 
-DISTRIBUTION = "miles-algos"
+TEACHER_PENALTY = frozenset({"teacher:--use-opd"})
+REWARD_KL = (RewardKlOptions, KlOptions)
+TERMS = (KlLossOptions, KlOptions, EntropyOptions, TisOptions, RejectionOptions, OpsmOptions, ReducerOptions)
+"""What every policy loss has beside its surrogate."""
 
 
 @hookimpl
@@ -22,9 +41,51 @@ def miles_advantage() -> Sequence[AdvantageRecord]:
         AdvantageRecord(
             name="grpo",
             create="miles_algos.advantages.grpo:Grpo",
-            options=GroupRewardOptions,
+            options=(GroupRewardOptions, GroupStdOptions, DistillationOptions),
             summary="Rewards relative to the group of the same prompt, at every token",
-        )
+            capabilities=TEACHER_PENALTY,
+        ),
+        AdvantageRecord(
+            name="gspo",
+            create="miles_algos.advantages.grpo:Grpo",
+            options=(GroupRewardOptions, GroupStdOptions, DistillationOptions),
+            summary="The advantage of grpo, for the loss gspo_loss",
+            capabilities=TEACHER_PENALTY,
+        ),
+        AdvantageRecord(
+            name="rloo",
+            create="miles_algos.advantages.rloo:Rloo",
+            options=(GroupRewardOptions, *REWARD_KL, DistillationOptions),
+            summary="Rewards less the mean of the other responses to the prompt",
+            capabilities=TEACHER_PENALTY,
+        ),
+        AdvantageRecord(
+            name="reinforce_plus_plus",
+            create="miles_algos.advantages.reinforce_plus_plus:ReinforcePlusPlus",
+            options=(DiscountOptions, *REWARD_KL, DistillationOptions),
+            summary="Discounted returns with a KL penalty in the reward, whitened",
+            capabilities=TEACHER_PENALTY,
+        ),
+        AdvantageRecord(
+            name="reinforce_plus_plus_baseline",
+            create="miles_algos.advantages.reinforce_plus_plus_baseline:ReinforcePlusPlusBaseline",
+            options=(GroupRewardOptions, *REWARD_KL, DistillationOptions),
+            summary="Rewards less their group's mean, with a KL penalty, whitened",
+            capabilities=TEACHER_PENALTY,
+        ),
+        AdvantageRecord(
+            name="ppo",
+            create="miles_algos.advantages.ppo:Ppo",
+            options=(DiscountOptions, GaeOptions, *REWARD_KL, DistillationOptions),
+            summary="Generalised advantage estimation on a critic's values",
+            capabilities=TEACHER_PENALTY | {"critic"},
+        ),
+        AdvantageRecord(
+            name="on_policy_distillation",
+            create="miles_algos.advantages.on_policy_distillation:OnPolicyDistillation",
+            summary="How much likelier than the policy a teacher finds each token",
+            capabilities=frozenset({"teacher", "reward_free"}),
+        ),
     ]
 
 
@@ -34,8 +95,33 @@ def miles_loss() -> Sequence[LossRecord]:
         LossRecord(
             name="policy_loss",
             create="miles_algos.losses.policy_loss:PolicyLoss",
-            options=PolicyLossOptions,
-            summary="Clipped policy gradient of PPO, with dual clip, KL and entropy terms",
+            options=(ClipOptions, DualClipOptions, *TERMS),
+            summary="Clipped policy gradient of PPO, with dual clip",
+        ),
+        LossRecord(
+            name="gspo_loss",
+            create="miles_algos.losses.gspo_loss:GspoLoss",
+            options=(ClipOptions, *TERMS),
+            summary="Clipped policy gradient with one ratio for a whole response",
+        ),
+        LossRecord(
+            name="cispo",
+            create="miles_algos.losses.cispo:Cispo",
+            options=(ClipOptions, *TERMS),
+            summary="Policy gradient under a clipped importance weight",
+        ),
+        LossRecord(
+            name="sapo",
+            create="miles_algos.losses.sapo:Sapo",
+            options=(SoftGateOptions, *TERMS),
+            summary="Policy gradient under a soft gate of the ratio",
+        ),
+        LossRecord(
+            name="custom_loss",
+            create="miles_algos.losses.custom_loss:create",
+            options=CustomLossOptions,
+            summary="A function that --custom-loss-function-path names",
+            capabilities=frozenset({"advantage_free"}),
         ),
         LossRecord(
             name="sft_loss",
@@ -66,10 +152,7 @@ def miles_filter() -> Sequence[FilterRecord]:
 
 @hookimpl
 def miles_algo() -> Sequence[AlgorithmRecord]:
-    return [
-        AlgorithmRecord(name="grpo", advantage="grpo", loss="policy_loss", summary="Group relative policy optimisation: no critic"),
-        AlgorithmRecord(name="sft", advantage=None, loss="sft_loss", summary="Supervised fine-tuning on labelled responses"),
-    ]
+    return RECIPES
 
 
 @hookimpl
@@ -77,75 +160,3 @@ def miles_configure(event: Configure) -> None:
     """Report contradictory options of the selected algorithms."""
     for problem in problems(event.config):
         event.error(problem)
-
-
-def problems(config: Config) -> Iterator[UsageError]:
-    """Everything that is wrong with the options of the selected algorithms.
-
-    Only options of selected plugins are looked at, so that the rest stay unread.
-    """
-    selected = {option.group for option, _ in config.items()}
-    chosen = config.get(PluginOptions)
-    policy_loss = _bare(chosen.loss_type) == "policy_loss"
-    if PolicyLossOptions in selected and policy_loss:
-        yield from _policy_loss(config.get(PolicyLossOptions))
-    if ValueLossOptions in selected and not config.get(ValueLossOptions).value_clip > 0:
-        clip = config.get(ValueLossOptions).value_clip
-        yield _error("M271", f"--value-clip is {clip:g}", why="values could not move", fix="choose more than 0")
-    single = config.get(DataOptions).n_samples_per_prompt == 1
-    if single and _bare(chosen.dynamic_sampling_filter_path) == "nonzero_std":
-        yield _error(
-            "M234",
-            "filter nonzero_std with --n-samples-per-prompt 1 drops every group",
-            why="the rewards of one sample do not differ",
-            fix="sample more responses per prompt, or take the filter out",
-        )
-    grpo = policy_loss and _bare(chosen.advantage_estimator) == "grpo"
-    if single and grpo and not config.get(GroupRewardOptions).disable_rewards_normalization:
-        yield _error(
-            "M235",
-            "advantage grpo with --n-samples-per-prompt 1 makes every reward 0",
-            why="the mean of a group of one is its own reward",
-            fix="set --n-samples-per-prompt to 2 or more, or --disable-rewards-normalization",
-        )
-
-
-def _policy_loss(options: PolicyLossOptions) -> Iterator[UsageError]:
-    if not 0 <= options.eps_clip <= 1:
-        yield _error("M230", f"--eps-clip is {options.eps_clip}", why="the lower clip is 1 minus it", fix="choose 0 to 1")
-    if options.eps_clip_high is not None and not 0 <= options.eps_clip_high < math.inf:
-        yield _error(
-            "M230", f"--eps-clip-high is {options.eps_clip_high}", why="the upper clip is 1 plus it", fix="choose 0 or more"
-        )
-    if options.eps_clip_c is not None and not 1 < options.eps_clip_c < math.inf:
-        yield _error(
-            "M231",
-            f"--eps-clip-c is {options.eps_clip_c}",
-            why="at 1 or less the dual clip would cut the loss of tokens whose probability did not change",
-            fix="choose more than 1, such as 3, or leave it out",
-        )
-    if not options.use_kl_loss:
-        for flag, idle in (("--kl-loss-coef", options.kl_loss_coef == 0), ("--use-unbiased-kl", not options.use_unbiased_kl)):
-            if not idle:
-                yield _error(
-                    "M232", f"{flag} has no effect", why="no KL term is in the loss", fix=f"add --use-kl-loss, or leave {flag} out"
-                )
-    if not 0 <= options.kl_loss_coef < math.inf:
-        yield _error(
-            "M233",
-            f"--kl-loss-coef is {options.kl_loss_coef}",
-            why="it would push the policy away from the reference",
-            fix="choose 0 or more",
-        )
-    if not math.isfinite(options.entropy_coef):
-        yield _error("M233", f"--entropy-coef is {options.entropy_coef}", fix="choose a finite number")
-
-
-def _bare(name: str | None) -> str | None:
-    """The plugin's name without the distribution in front, of ``dist:name``."""
-    return name.rpartition(":")[2] if name else None
-
-
-def _error(code: str, what: str, *, why: str = "", fix: str) -> UsageError:
-    owner = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
-    return UsageError(code, what, owner=owner, why=why, fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from miles_core.errors.catalogue.algorithms import ALGORITHM_OPTIONS, ALGORITHM_RUN
 from miles_core.errors.catalogue.critic import CRITIC_OPTIONS, CRITIC_RUN
 from miles_core.errors.catalogue.data import DATA
 from miles_core.errors.catalogue.engines import ENGINES
@@ -25,6 +26,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
         sorted(
             {
                 **OPTIONS,
+                **ALGORITHM_OPTIONS,
                 **REWARD_OPTIONS,
                 **CRITIC_OPTIONS,
                 **ROUTING_OPTIONS,
@@ -36,7 +38,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     ),
     "Data and checkpoints": dict(sorted({**DATA, **PROMPTS}.items())),
     "Rollouts": ROLLOUTS,
-    "Training": dict(sorted({**TRAINING, **CRITIC_RUN, **ROUTING_RUN}.items())),
+    "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,
     "Run states and weights": STATE,
     "Processes of a run": dict(sorted({**RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),

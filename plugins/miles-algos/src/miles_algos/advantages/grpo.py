@@ -24,7 +24,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from miles_algos.options import GroupRewardOptions
+from miles_algos.advantages.distillation import TeacherPenalty
+from miles_algos.advantages.groups import by_group, centred
+from miles_algos.options import GroupRewardOptions, GroupStdOptions
 
 if TYPE_CHECKING:
     from miles_core.options import Config
@@ -36,55 +38,32 @@ STD_EPSILON = 1e-6
 class Grpo:
     """Implements :class:`miles_core.protocols.Advantage`."""
 
-    needs: frozenset[str] = frozenset()
-
     def __init__(self, config: Config) -> None:
-        options = config.get(GroupRewardOptions)
-        self.normalise = not options.disable_rewards_normalization
-        self.divide_by_std = not options.disable_grpo_std_normalization
+        self.normalise = not config.get(GroupRewardOptions).disable_rewards_normalization
+        self.divide_by_std = not config.get(GroupStdOptions).disable_grpo_std_normalization
+        self.penalty = TeacherPenalty(config)
+        self.needs: frozenset[str] = self.penalty.needs
 
     def shape_rewards(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
         """Rewards relative to their group, in double precision and in the order given.
 
         Raises:
-            ValueError: lengths differ, or a reward is not a finite number (which would spoil its siblings').
+            ValueError: as :func:`miles_algos.advantages.groups.by_group`.
         """
-        if len(rewards) != len(groups):
-            raise ValueError(f"{len(rewards)} rewards for {len(groups)} group numbers")
-        if not all(map(math.isfinite, rewards)):
-            raise ValueError("a reward is not a finite number")
-        if not self.normalise:
-            return [float(r) for r in rewards]
-        members: dict[int, list[int]] = {}
-        for position, group in enumerate(groups):
-            members.setdefault(group, []).append(position)
-        shaped = [0.0] * len(rewards)
-        for positions in members.values():
-            relative = group_relative([float(rewards[p]) for p in positions], self.divide_by_std)
-            for position, value in zip(positions, relative, strict=True):
-                shaped[position] = value
-        return shaped
+        return by_group(rewards, groups, self._relative if self.normalise else None)
+
+    def _relative(self, rewards: list[float]) -> list[float]:
+        deviations = centred(rewards)
+        if not self.divide_by_std:
+            return deviations
+        std = math.sqrt(math.fsum(d * d for d in deviations) / (len(rewards) - 1))
+        return [d / (std + STD_EPSILON) for d in deviations]
 
     def __call__(self, inputs: AdvantageInputs) -> AdvantageOutputs:
         """The shaped reward of each sample at each of its tokens, ``[N]``."""
         # Only training ranks come here; the rollout manager, which shapes the rewards, need not load torch.
-        import torch
-
         from miles_core.protocols import AdvantageOutputs
+        from miles_core.training.ragged import broadcast
 
-        lengths = torch.as_tensor(inputs.lengths, dtype=torch.int64, device=inputs.rewards.device)
-        advantages = inputs.rewards.repeat_interleave(lengths)
-        return AdvantageOutputs(advantages=advantages, returns=advantages)
-
-
-def group_relative(rewards: Sequence[float], divide_by_std: bool) -> list[float]:
-    """Deviations of one group's rewards from their mean, in units of their standard deviation if asked for."""
-    # The mean of equal numbers may differ from them in the last bit, which the division would blow up.
-    if min(rewards) == max(rewards):
-        return [0.0] * len(rewards)
-    mean = math.fsum(rewards) / len(rewards)
-    centred = [r - mean for r in rewards]
-    if not divide_by_std:
-        return centred
-    std = math.sqrt(math.fsum(c * c for c in centred) / (len(rewards) - 1))
-    return [c / (std + STD_EPSILON) for c in centred]
+        returns = broadcast(inputs.rewards, inputs.lengths)
+        return AdvantageOutputs(advantages=self.penalty(returns, inputs), returns=returns)

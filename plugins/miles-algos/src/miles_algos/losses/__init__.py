@@ -1,1 +1,1 @@
-"""Losses, one a file, and the KL estimators that they share."""
+"""Losses, one a file, and what the policy losses share: KL estimators, the terms beside the surrogate, the custom reduction."""
