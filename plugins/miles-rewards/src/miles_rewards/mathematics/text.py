@@ -159,6 +159,8 @@ def assignment(text: str) -> tuple[str, str]:
 def split(text: str) -> tuple[str, list[str], str]:
     """Outer brackets and the parts between top-level commas: ``("(", ["1", "2"], ")")``; no brackets are ``""``."""
     opened, inner, closed = _outer(text)
+    if not opened and inner != text:
+        return split(inner)
     parts, depth, begin = [], 0, 0
     for place, character in enumerate(inner):
         if character in _OPENERS:
