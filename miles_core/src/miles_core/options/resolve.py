@@ -132,7 +132,7 @@ def _take_invocation(words: Iterable[Words]) -> tuple[list[Words], InvocationOpt
 
 
 def _recipe(selection: Selection, options: Sequence[Option]) -> Parsed:
-    """The recipe as a source. Where the user took another loss or estimator, defaults for options of the recipe's own are left out."""
+    """The recipe as a source, without defaults of a loss or an estimator that the user replaced."""
     recipe, ref = selection.recipe, selection.algo
     if recipe is None or ref is None:
         return Parsed()

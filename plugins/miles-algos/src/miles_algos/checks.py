@@ -34,6 +34,8 @@ DISTRIBUTION = "miles-algos"
 GROUP_RELATIVE = ("grpo", "gspo", "rloo", "reinforce_plus_plus_baseline")
 WHITENED = ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
 POLICY_LOSSES = ("policy_loss", "gspo_loss", "cispo", "sapo")
+WIDE_FOR_SEQUENCES = 0.05
+"""``--eps-clip`` from which on the ratio of a whole response practically never leaves its range."""
 
 
 def problems(config: Config) -> Iterator[UsageError]:
@@ -73,6 +75,18 @@ def problems(config: Config) -> Iterator[UsageError]:
     if _takes_advantages(config, loss):
         yield from _groups(config, chosen, estimator)
         yield from _estimator(config, selected, loss, estimator)
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """What is allowed and hardly meant, a line each."""
+    selected = {option.group for option, _ in config.items()}
+    if ClipOptions in selected and _bare(config.get(PluginOptions).loss_type) == "gspo_loss":
+        clip = config.get(ClipOptions).eps_clip
+        if clip >= WIDE_FOR_SEQUENCES:
+            yield (
+                f"--eps-clip {clip:g} hardly ever clips with loss gspo_loss, whose ratio is the mean of a whole response; "
+                "--algo gspo takes 0.0003 and 0.0004"
+            )
 
 
 def _takes_advantages(config: Config, loss: str | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from miles_algos.checks import problems
+from miles_algos.checks import problems, warnings
 from miles_algos.options import (
     ClipOptions,
     CustomLossOptions,
@@ -160,3 +160,5 @@ def miles_configure(event: Configure) -> None:
     """Report contradictory options of the selected algorithms."""
     for problem in problems(event.config):
         event.error(problem)
+    for line in warnings(event.config):
+        event.warn(line)

@@ -20,8 +20,8 @@ ALGORITHM_OPTIONS: dict[str, Explanation] = {
         meaning="A KL divergence from the reference is in the reward and in the loss.",
         remedy="Set `--kl-coef` or `--kl-loss-coef` to 0.",
         example=(
-            "M251 miles-algos 0.1.0: --kl-coef and --kl-loss-coef are both given: the policy would be held to the "
-            "reference twice. Do: set one of them to 0"
+            "M251 miles-algos 0.1.0: --kl-coef 0.001 (recipe reinforce_plus_plus) and --kl-loss-coef 0.01 (argument 9) do not go "
+            "together: the policy would be held twice. Do: set one of them to 0"
         ),
     ),
     "M252": Explanation(
@@ -29,6 +29,27 @@ ALGORITHM_OPTIONS: dict[str, Explanation] = {
         meaning="A discount or a weight is outside of what it can be.",
         remedy="Choose a number in the range that the line names.",
         example=("M252 miles-algos 0.1.0: --gamma is 1.2: it is a discount. Do: choose 0 to 1"),
+    ),
+    "M253": Explanation(
+        title="GSPO without its ratio",
+        meaning=(
+            "The advantage of GSPO is that of GRPO; what makes GSPO is the ratio of whole responses, which the loss "
+            "`gspo_loss` has and the loss named does not."
+        ),
+        remedy="Take `--algo gspo`, or `--advantage-estimator grpo` if that is what is meant.",
+        example=(
+            "M253 miles-algos 0.1.0: advantage gspo with loss policy_loss is grpo: the ratio of whole responses, which is GSPO, "
+            "is in gspo_loss. Do: take --algo gspo or --loss-type gspo_loss, or name the estimator grpo"
+        ),
+    ),
+    "M254": Explanation(
+        title="A filter of rewards without a reward",
+        meaning="The filter `nonzero_std` compares rewards, and the run, which learns from a teacher alone, has none.",
+        remedy="Name a reward, or take the filter out.",
+        example=(
+            "M254 miles-algos 0.1.0: filter nonzero_std without a reward drops every group: no response is graded. Do: name a "
+            "reward by --rm-type, or take the filter out"
+        ),
     ),
     "M260": Explanation(
         title="A correction without its log-probs",
@@ -41,7 +62,7 @@ ALGORITHM_OPTIONS: dict[str, Explanation] = {
     ),
     "M261": Explanation(
         title="Bounds that a loss cannot use",
-        meaning="A bound of a ratio, a threshold or a steepness is outside of what it can be, or two bounds are in the wrong order.",
+        meaning="A bound of a ratio, a threshold or a steepness is outside of its range, or two bounds are in the wrong order.",
         remedy="Choose a number in the range that the line names.",
         example=("M261 miles-algos 0.1.0: --tis-clip-low 3 is above --tis-clip 2. Do: swap them"),
     ),

@@ -253,9 +253,12 @@ OPTIONS: dict[str, Explanation] = {
         ),
     ),
     "M232": Explanation(
-        title="A KL option without a KL term",
-        meaning="An option of the KL loss is set, and `--use-kl-loss` is not: it would have no effect.",
-        remedy="Add `--use-kl-loss`, or leave the option out.",
+        title="An option of an algorithm that has no effect",
+        meaning=(
+            "An option is set, and the switch that it belongs to is not, such as `--kl-loss-coef` without `--use-kl-loss`; or another "
+            "option takes its place."
+        ),
+        remedy="Give the switch that the line names, or leave the option out.",
         example=(
             "M232 miles-algos 0.1.0: --kl-loss-coef has no effect: no KL term is in the loss. Do: add --use-kl-loss, or "
             "leave --kl-loss-coef out"
@@ -263,8 +266,8 @@ OPTIONS: dict[str, Explanation] = {
     ),
     "M233": Explanation(
         title="A coefficient that cannot be meant",
-        meaning="`--kl-loss-coef` is negative or a coefficient is not finite.",
-        remedy="Choose a finite number; for `--kl-loss-coef` 0 or more.",
+        meaning="`--kl-loss-coef` or `--kl-coef` is negative, or a coefficient is not finite.",
+        remedy="Choose a finite number; for coefficients of a KL divergence 0 or more.",
         example=(
             "M233 miles-algos 0.1.0: --kl-loss-coef is -0.1: it would push the policy away from the reference. Do: choose 0 or more"
         ),
@@ -281,8 +284,8 @@ OPTIONS: dict[str, Explanation] = {
     "M235": Explanation(
         title="Group rewards of groups of one",
         meaning=(
-            "The advantage `grpo` subtracts the mean reward of the group, and the mean of one sample is its own reward: "
-            "every advantage would be 0."
+            "The advantages `grpo`, `gspo`, `rloo` and `reinforce_plus_plus_baseline` compare a reward with the mean of its group, "
+            "and the mean of one sample is its own reward: every advantage would be 0."
         ),
         remedy="Set `--n-samples-per-prompt` to 2 or more, or give `--disable-rewards-normalization`.",
         example=(

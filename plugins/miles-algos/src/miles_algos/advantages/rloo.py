@@ -9,11 +9,12 @@ Formula, for the graded rewards r_1 .. r_n of one prompt, and k_t the KL estimat
 
 With ``--disable-rewards-normalization`` the mean is left in.
 
-Assumptions: as in ``grpo.py``. A group of equal rewards, or of one, gives exactly 0 before the penalty. The paper's action is the whole
-response, whose token losses are summed: so they are, up to a constant, with ``--loss-length-divisor 0``.
+Assumptions: as in ``grpo.py``. A group of equal rewards, or of one, gives exactly 0 before the penalty. The paper's action is the
+whole response, whose token losses are summed: so they are, up to a constant, with ``--loss-length-divisor 0``.
 
-Omissions: the paper takes the penalty of the whole response into r_i and so into the siblings' baselines. Here a token answers for its own
-penalty and those that follow, without a baseline: earlier ones do not depend on it, so that the expected gradient is the same.
+Omissions: the paper takes the penalty of the whole response into r_i and so into the siblings' baselines. Here a token answers for
+its own penalty and those that follow, without a baseline: earlier ones do not depend on it, so that the expected gradient is the
+same.
 """
 
 from __future__ import annotations
