@@ -7,7 +7,14 @@ import nox
 nox.options.sessions = ["lint", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
-PACKAGES = ["miles_core[run]", "plugins/miles-algos", "plugins/miles-rewards", "plugins/miles-fsdp", "plugins/miles-transformers"]
+PACKAGES = [
+    "miles_core[run]",
+    "plugins/miles-algos",
+    "plugins/miles-rewards",
+    "plugins/miles-fsdp",
+    "plugins/miles-transformers",
+    "plugins/miles-loggers",
+]
 CONSTRAINTS = ["-c", "constraints.txt"]
 
 

@@ -13,17 +13,19 @@ import pluggy
 import pytest
 
 from miles_core.errors import RunError
+from miles_core.loggers.axes import by_axis, first_steps
 from miles_core.loggers.console import ConsoleLogger
 from miles_core.loggers.figures import clock, duration, evaluations, short
 from miles_core.loggers.jsonl import JsonlLogger
+from miles_core.loggers.timeline import Timeline
 from miles_core.options import Config
 from miles_core.plugins import hookspecs
 from miles_core.protocols import MetricLogger
 
 
-def jsonl(folder: Path) -> JsonlLogger:
+def jsonl(folder: Path, first: dict[str, int] | None = None) -> JsonlLogger:
     logger = JsonlLogger(Config([]))
-    logger.start(str(folder), {})
+    logger.start(str(folder), {}, first or {"train": 10**9, "rollout": 10**9, "eval": 10**9})
     return logger
 
 
@@ -89,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_one_line_per_rollout_and_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     logger = ConsoleLogger(Config([]))
-    logger.start("runs/x", {})
+    logger.start("runs/x", {}, {"train": 0, "rollout": 0, "eval": 0})
     logger.log({"eval/heldout": 0.25, "eval/heldout-truncated_ratio": 0.1, "eval/heldout/response_len/mean": 6.0}, 0)
     logger.log({"train/loss": 0.5, "train/grad_norm": 12.345, "train/ppo_kl": 1.2e-6}, 12)
     logger.log({"train/loss": 0.4, "train/grad_norm": 2.0, "train/ppo_kl": 0.0}, 13)
@@ -112,3 +114,56 @@ def test_numbers_are_short() -> None:
     assert [clock(x) for x in (7, 725, 11045)] == ["0:07", "12:05", "3:04:05"]
     assert [duration(x) for x in (0.84, 47.4, 125, 11045)] == ["0.84 s", "47 s", "2 min 5 s", "3 h 4 min"]
     assert evaluations({"eval/a": 1.0, "eval/a-pass@2": 1.0, "train/b": 0.0, "eval/a/x": 0.0}) == {"a": 1.0}
+
+
+def test_a_resumed_run_cuts_off_what_it_makes_again(tmp_path: Path) -> None:
+    logger = jsonl(tmp_path)
+    for rollout in range(4):
+        logger.log({"train/loss": 1.0}, 2 * rollout)
+        logger.log({"train/loss": 1.0}, 2 * rollout + 1)
+        logger.log({"rollout/raw_reward": 1.0, "perf/step_time": 1.0}, rollout)
+    logger.log({"eval/set": 0.5}, 0)
+    logger.log({"eval/set": 0.5}, 2)
+    logger.log({"eval/set": 0.5}, 4)
+    logger.close()
+    logger = jsonl(tmp_path, {"train": 4, "rollout": 2, "eval": 3})
+    logger.log({"train/loss": 2.0}, 4)
+    logger.log({"rollout/raw_reward": 2.0}, 2)
+    logger.close()
+    found = rows(tmp_path)
+    assert [(row["step"], row["train/loss"]) for row in found if "train/loss" in row] == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2)]
+    assert [(row["step"], row["rollout/raw_reward"]) for row in found if "rollout/raw_reward" in row] == [(0, 1), (1, 1), (2, 2)]
+    assert [row["step"] for row in found if "eval/set" in row] == [0, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("first", "interval", "expected"),
+    [(0, None, (0, 0, 1)), (0, 2, (0, 0, 0)), (3, 2, (6, 3, 4)), (4, 2, (8, 4, 4)), (5, 2, (10, 5, 5)), (3, None, (6, 3, 4))],
+)
+def test_the_first_steps_of_a_run(first: int, interval: int | None, expected: tuple[int, int, int]) -> None:
+    assert tuple(first_steps(first, 5, 2, interval).values()) == expected
+
+
+def test_metrics_apart_by_axis() -> None:
+    metrics = {
+        "train/loss": 1.0,
+        "train/critic-value_loss": 2.0,
+        "eval/set/response_len/mean": 3.0,
+        "perf/x": 4.0,
+        "passrate/pass@1": 5.0,
+    }
+    assert by_axis(metrics) == {
+        "train": {"train/loss": 1.0, "train/critic-value_loss": 2.0},
+        "eval": {"eval/set/response_len/mean": 3.0},
+        "rollout": {"perf/x": 4.0, "passrate/pass@1": 5.0},
+    }
+
+
+def test_the_timeline_has_each_phase_of_each_rollout_once(tmp_path: Path) -> None:
+    timeline = Timeline(tmp_path, 0)
+    for rollout in (-1, 0, 1, 2):
+        timeline.add("publish", rollout, 100.0 + rollout, 0.5)
+    Timeline(tmp_path, 1).add("publish", 1, 300.0, 0.25)
+    found = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["rollout"], row["start"], row["seconds"]) for row in found] == [(-1, 99.0, 0.5), (0, 100.0, 0.5), (1, 300.0, 0.25)]

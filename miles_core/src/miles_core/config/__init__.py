@@ -6,6 +6,7 @@ from miles_core.config.cluster import ClusterOptions
 from miles_core.config.critic import CriticOptions
 from miles_core.config.data import DataOptions
 from miles_core.config.evaluation import EvaluationOptions
+from miles_core.config.logging import LoggingOptions
 from miles_core.config.plugins import PluginOptions
 from miles_core.config.reward import RewardOptions
 from miles_core.config.rollout import RolloutOptions
@@ -29,6 +30,7 @@ CORE_GROUPS: tuple[type, ...] = (
     TrainingOptions,
     EvaluationOptions,
     CheckpointOptions,
+    LoggingOptions,
     RunOptions,
 )
 """All of core's option groups, in the order of ``--help``."""
@@ -41,6 +43,7 @@ __all__ = [
     "CriticOptions",
     "DataOptions",
     "EvaluationOptions",
+    "LoggingOptions",
     "PluginOptions",
     "RewardOptions",
     "RolloutOptions",

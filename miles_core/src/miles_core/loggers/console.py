@@ -47,7 +47,7 @@ class ConsoleLogger:
     def __init__(self, config: Config) -> None:
         self._train: dict[str, float] = {}
 
-    def start(self, run_dir: str, settings: Mapping[str, object]) -> None:
+    def start(self, run_dir: str, settings: Mapping[str, object], first: Mapping[str, int]) -> None:
         """Say where the run writes."""
         self._write(f"run folder {run_dir}")
 

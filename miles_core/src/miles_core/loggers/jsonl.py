@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from miles_core.errors import RunError
+from miles_core.loggers.axes import row_axis
 
 if TYPE_CHECKING:
     from miles_core.options import Config
@@ -21,13 +23,13 @@ class JsonlLogger:
     """Appends ``{"step": .., "time": seconds since 1970, "<metric>": ..}``, each line on disk when ``log`` returns.
 
     JSON has no number for NaN and infinity: such a metric is null, and ``"nonfinite"`` says which it was. A resumed run goes on
-    in the same file; steps that it repeats are there twice, the later line counts.
+    in the same file: rows of steps that it makes again are cut off first.
     """
 
     def __init__(self, config: Config) -> None:
         self._file: TextIO | None = None
 
-    def start(self, run_dir: str, settings: Mapping[str, object]) -> None:
+    def start(self, run_dir: str, settings: Mapping[str, object], first: Mapping[str, int]) -> None:
         """Open the file.
 
         Raises:
@@ -35,7 +37,7 @@ class JsonlLogger:
         """
         path = Path(run_dir) / FILE
         try:
-            _cut_partial_line(path)
+            keep_rows(path, lambda row: _before(row, first))
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -66,20 +68,43 @@ class JsonlLogger:
             self._file = None
 
 
-def _cut_partial_line(path: Path) -> None:
-    """Remove the part of a line that a crash left at the end."""
+def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Leave out of a file of JSON lines what a resumed run makes again, and the part of a line that a crash left at the end.
+
+    The file is replaced at once, and left alone when all of it stays.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
     if not path.exists():
         return
-    with path.open("rb+") as file:
-        end = file.seek(0, 2)
-        keep = end
-        while keep:
-            file.seek(keep - 1)
-            if file.read(1) == b"\n":
-                break
-            keep -= 1
-        if keep < end:
-            file.truncate(keep)
+    building = path.with_name(f".{path.name}.{os.getpid()}")
+    dropped = False
+    with path.open(encoding="utf-8", errors="replace") as old, building.open("w", encoding="utf-8") as new:
+        for line in old:
+            row = _row(line)
+            if row is not None and keep(row):
+                new.write(line)
+            else:
+                dropped = True
+    if dropped:
+        os.replace(building, path)
+    else:
+        building.unlink()
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    if not line.endswith("\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _before(row: Mapping[str, Any], first: Mapping[str, int]) -> bool:
+    return int(row.get("step", 0)) < first[row_axis(row)]
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:

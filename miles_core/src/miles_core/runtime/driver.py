@@ -11,10 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from miles_core.config import CheckpointOptions, ClusterOptions
+from miles_core.config import CheckpointOptions, ClusterOptions, EvaluationOptions
 from miles_core.errors import MilesError
 from miles_core.options.export import unread_report, write_config, write_lock
 from miles_core.plugins import create, events
+from miles_core.report.lifetime import lifetime
 
 if TYPE_CHECKING:
     from miles_core.options import Config
@@ -41,7 +42,7 @@ def run(config: Config, plan: RunPlan, host: PluginHost) -> int:
     write_lock(plan, run_dir / "plugins.lock.json")
     progress = Progress(plan.batch.num_rollout)
     try:
-        with _interruptible():
+        with lifetime(run_dir, plan.batch.num_rollout), _interruptible():
             _run(config, plan, host, progress)
     except KeyboardInterrupt:
         progress.message("interrupted; every process of the run has ended")
@@ -57,7 +58,9 @@ def run(config: Config, plan: RunPlan, host: PluginHost) -> int:
 
 
 def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None:
+    from miles_core.loggers.axes import first_steps
     from miles_core.loggers.summary import write_summary
+    from miles_core.loggers.timeline import Timeline
     from miles_core.runtime.cluster import connect
     from miles_core.runtime.crew import start_crew
     from miles_core.runtime.loop import Loop
@@ -88,8 +91,11 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
             first = done + 1
             crew.manager("load_state", state, what="the rollout manager to resume")
             progress.message(f"resumed from {plan.resume_from}, after rollout {done}")
+        settings = {o.flag: v.value for o, v in config.items() if not o.declared.secret}
+        interval = config.get(EvaluationOptions).eval_interval
+        steps = first_steps(first, plan.batch.num_rollout, plan.batch.steps_per_rollout, interval)
         for logger in loggers:
-            logger.start(str(plan.run_dir), {o.flag: v.value for o, v in config.items() if not o.declared.secret})
+            logger.start(str(plan.run_dir), settings, steps)
         host.broadcast(events.RunStart(config, plan.run_dir, plan.batch.num_rollout, first - 1 if first else None))
         progress.resume(first)
 
@@ -99,6 +105,7 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
 
         saver = Saver(config, plan, crew)
         loop = Loop(config, plan, crew, saver, progress, log, host, first, version)
+        loop.timeline = Timeline(plan.run_dir, first)
         loop.history.seconds["start"] = time.perf_counter() - started
         loop.run()
         save_hf = config.get(CheckpointOptions).save_hf

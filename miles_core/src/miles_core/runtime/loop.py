@@ -15,6 +15,7 @@ from miles_core.runtime.training_round import train_round
 
 if TYPE_CHECKING:
     from miles_core.loggers.progress import Progress
+    from miles_core.loggers.timeline import Timeline
     from miles_core.options import Config
     from miles_core.plugins import PluginHost
     from miles_core.runtime.crew import Crew
@@ -50,6 +51,7 @@ class Loop:
     first: int
     version: int
     history: History = field(default_factory=History)
+    timeline: Timeline | None = None
     _timers: dict[str, float] = field(default_factory=dict)
     _skipped: int = 0
 
@@ -73,7 +75,7 @@ class Loop:
 
     def generate(self, rollout_id: int) -> dict[str, Any]:
         """Sample, grade and convert one rollout."""
-        with self._phase("rollout"):
+        with self._phase("rollout", rollout_id):
             rollout: dict[str, Any] = self.crew.manager(
                 *("generate", rollout_id, self.crew.data_size, self.crew.critic_data_size),
                 what=f"rollout {rollout_id}",
@@ -84,11 +86,11 @@ class Loop:
 
     def train(self, rollout_id: int, rollout: dict[str, Any]) -> dict[str, float]:
         """Optimizer steps on one rollout; returns the rollout's metrics of the trainers."""
-        with self._phase("offload"):
+        with self._phase("offload", rollout_id):
             if self.plan.placement.offload_rollout and self.crew.engines:
                 self.crew.all_engines("release_memory", what="engines to release memory")
         trains_actor = rollout_id >= self.plan.batch.critic_only_rollouts
-        with self._phase("train"):
+        with self._phase("train", rollout_id):
             done = train_round(self.crew, rollout, rollout_id, actor_steps=trains_actor)
         if trains_actor:
             self._count_skipped(rollout_id, done.actor.skipped)
@@ -101,7 +103,7 @@ class Loop:
 
     def save(self, rollout_id: int) -> None:
         """Save the run state."""
-        with self._phase("save"):
+        with self._phase("save", rollout_id):
             path = self.saver.save(rollout_id, self.version)
         self.host.broadcast(events.CheckpointSaved(rollout_id, path))
 
@@ -111,7 +113,7 @@ class Loop:
             return
         placement = self.plan.placement
         self.version += 1
-        with self._phase("publish"):
+        with self._phase("publish", rollout_id):
             if placement.offload_rollout:
                 self.crew.all_engines("resume_memory", ["weights"], what="engines to take back weights")
             answers = self.crew.all_trainers(
@@ -131,7 +133,7 @@ class Loop:
 
     def evaluate(self, rollout_id: int) -> None:
         """Evaluate the published weights."""
-        with self._phase("evaluate"):
+        with self._phase("evaluate", rollout_id):
             metrics = self.crew.manager("evaluate", rollout_id, what="evaluation", poll=self._show_generation)
         self._log(metrics, rollout_id + 1)
         self.progress.evaluated(rollout_id, metrics)
@@ -191,10 +193,12 @@ class Loop:
             self.progress.advance(done["done"], done["total"])
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def _phase(self, name: str, rollout_id: int) -> Iterator[None]:
         self.progress.phase(name)
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         yield
         seconds = time.perf_counter() - started
         self._timers[name] = self._timers.get(name, 0.0) + seconds
         self.history.seconds[name] = self.history.seconds.get(name, 0.0) + seconds
+        if self.timeline is not None:
+            self.timeline.add(name, rollout_id, began, seconds)

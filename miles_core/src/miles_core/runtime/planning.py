@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from miles_core.config import AlgorithmOptions, PluginOptions, RewardOptions, RunOptions, SamplingOptions
+from miles_core.config import AlgorithmOptions, LoggingOptions, PluginOptions, RewardOptions, RunOptions, SamplingOptions
 from miles_core.errors import MilesError, PluginError, UsageErrors
 from miles_core.options import Config
 from miles_core.options.resolve import Resolved
@@ -114,7 +114,7 @@ def _check_reward(report: Report) -> None:
 def _configure(report: Report, resolved: Resolved) -> None:
     """Let the plugins check the options, with everything derived."""
     try:
-        resolved.host.broadcast(events.Configure(report.config.untracked(), report.errors.append))
+        resolved.host.broadcast(events.Configure(report.config.untracked(), report.errors.append, report.warn))
     except PluginError as error:
         report.errors.append(error)
 
@@ -126,6 +126,7 @@ def _plan(report: Report, placement: PlacementPlan, batch: BatchPlan, checkpoint
     report.use(PluginOptions, *PluginOptions.__dataclass_fields__)
     report.use(RewardOptions, "custom_rm_path", "custom_reward_post_process_path")
     report.use(SamplingOptions, *(name for name in SamplingOptions.__dataclass_fields__ if name.endswith("_path")))
+    report.use(LoggingOptions, "use_wandb", "use_tensorboard")
     report.use(RunOptions, "run_dir")
     without_advantages = report.peek(AlgorithmOptions).disable_compute_advantages_and_returns
     report.use(AlgorithmOptions, "disable_compute_advantages_and_returns")

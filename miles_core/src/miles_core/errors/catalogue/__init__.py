@@ -7,6 +7,7 @@ from miles_core.errors.catalogue.critic import CRITIC_OPTIONS, CRITIC_RUN
 from miles_core.errors.catalogue.data import DATA
 from miles_core.errors.catalogue.engines import ENGINES
 from miles_core.errors.catalogue.explanation import Explanation
+from miles_core.errors.catalogue.logging import LOGGING
 from miles_core.errors.catalogue.options import OPTIONS
 from miles_core.errors.catalogue.plugins import PLUGINS
 from miles_core.errors.catalogue.prompts import PROMPTS
@@ -37,6 +38,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
         )
     ),
     "Data and checkpoints": dict(sorted({**DATA, **PROMPTS}.items())),
+    "Loggers and run folders": LOGGING,
     "Rollouts": ROLLOUTS,
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,

@@ -9,6 +9,7 @@ from miles_core.config import (
     CheckpointOptions,
     ClusterOptions,
     EvaluationOptions,
+    LoggingOptions,
     PluginOptions,
     RewardOptions,
     RolloutOptions,
@@ -64,6 +65,9 @@ def check_relevance(report: Report) -> None:
         _warn(report, PluginOptions, ["rm_type"], "--custom-rm-path takes its place")
     elif (reward := report.selection.reward) is not None and "group" not in reward.capabilities:
         _warn(report, RewardOptions, ["group_rm"], f"the reward {reward.name} grades samples one by one")
+    logging = report.peek(LoggingOptions)
+    if not (logging.log_passrate or logging.log_correct_samples):
+        _warn(report, LoggingOptions, ["log_correct_threshold"], "neither --log-passrate nor --log-correct-samples is given")
     if report.peek(CheckpointOptions).save is None:
         _warn(report, CheckpointOptions, ["save_total_limit"], "--save is not given")
 
@@ -76,11 +80,13 @@ def _supervised(report: Report) -> None:
     _warn(report, PluginOptions, ["advantage_estimator", "dynamic_sampling_filter_path"], why)
     _warn(report, AlgorithmOptions, POLICY, why)
     _warn(report, SamplingOptions, ROLLOUTS, why)
+    _warn(report, LoggingOptions, ["log_multi_turn", "log_correct_samples"], why)
     _warn(report, RewardOptions, ["custom_reward_post_process_path", "overlong_buffer_ratio"], why)
     idle = [selection.advantage]
     if not report.generates:
         _warn(report, PluginOptions, ["rm_type", "engine"], f"{why}, and the run does not evaluate")
         _warn(report, RewardOptions, RewardOptions.__dataclass_fields__, why)
+        _warn(report, LoggingOptions, ["log_passrate", "log_correct_threshold", "log_reward_category"], why)
         _warn(report, RolloutOptions, GENERATION, why)
         _warn(report, ClusterOptions, ENGINES, why)
         idle += [selection.reward, selection.engine]

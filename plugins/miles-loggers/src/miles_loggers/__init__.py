@@ -1,0 +1,1 @@
+"""Loggers for miles. Importing this package imports nothing else."""
