@@ -143,6 +143,8 @@ def test_recipes_are_free_of_contradictions(algo: str) -> None:
         ("--use-opsm --opsm-delta 0.1 --use-rollout-logprobs", []),
         ("--loss-type sapo --sapo-tau-neg 0", ["M261"]),
         ("--loss-type custom_loss", ["M262"]),
+        ("--algo ppo --value-clip 0", ["M271"]),
+        ("--algo ppo --value-clip 0.5", []),
         ("--algo ppo --gamma 1.2", ["M252"]),
         ("--algo ppo --lambd=-0.1", ["M252"]),
         ("--algo ppo --kl-coef=-1", ["M233"]),
