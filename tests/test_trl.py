@@ -82,6 +82,7 @@ class Peer:
     def loss_and_gradient(self, **settings: object) -> tuple[float, dict[str, torch.Tensor]]:
         """Of the moved weights, with attributes of the trainer, or of its arguments, changed."""
         names = {"loss_type": "grpo", "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.2, "importance_sampling_level": "token"}
+        names["off_policy_mask_threshold"] = None
         for name, value in {**names, "args.delta": None, "args.use_bias_correction_kl": False, **settings}.items():
             owner = self.trainer.args if name.startswith("args.") else self.trainer
             setattr(owner, name.removeprefix("args."), value)
@@ -155,6 +156,20 @@ CASES = {
     "dapo with kl": (
         {"loss_type": "dapo", "beta": 0.1},
         ["--calculate-per-token-loss", "--use-kl-loss", "--kl-loss-coef", "0.1", "--kl-loss-type", "k3"],
+    ),
+    "gspo": (
+        {"importance_sampling_level": "sequence", "epsilon_low": 0.01, "epsilon_high": 0.02},
+        ["--loss-type", "gspo_loss", "--eps-clip", "0.01", "--eps-clip-high", "0.02"],
+    ),
+    # TRL bounds the weight itself, miles says how far above 1.
+    "cispo": (
+        {"loss_type": "cispo", "epsilon_high": 1.1},
+        ["--loss-type", "cispo", "--eps-clip", "1", "--eps-clip-high", "0.1", "--calculate-per-token-loss"],
+    ),
+    "sapo": ({"loss_type": "sapo"}, ["--loss-type", "sapo"]),
+    "opsm": (
+        {"off_policy_mask_threshold": 0.001},
+        ["--use-opsm", "--opsm-delta", "0.001"],
     ),
 }
 
