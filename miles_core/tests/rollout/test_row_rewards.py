@@ -13,14 +13,17 @@ import pytest
 from miles_core.config import PluginOptions
 from miles_core.errors import RunError
 from miles_core.options import Config
+from miles_core.options.resolve import resolve
 from miles_core.rollout.grading import Grader, Tally
 from miles_core.rollout.manager import ManagerInfo, RolloutManager, RolloutResult
 from miles_core.rollout.row_rewards import RowRewards
+from miles_core.runtime.checks.placement import Machine
 from miles_core.runtime.plan import RunPlan
+from miles_core.runtime.planning import plan_run
 from miles_core.samples import Invalid, Sample, Score, Scored, Timeout
 
 T = TypeVar("T")
-SIZES = ["--rollout-batch-size", 4, "--n-samples-per-prompt", 2, "--rollout-max-response-len", 64]
+SIZES = ["--rollout-batch-size", 4, "--n-samples-per-prompt", 2, "--rollout-max-response-len", 128]
 RUN = ["--algo", "grpo", "--label-key", "label", *SIZES]
 
 
@@ -61,14 +64,29 @@ def test_rows_name_their_reward(plan, serve, write, tmp_path: Path) -> None:
     assert "'exakt' cannot be used" in written[4]["detail"]
 
 
-@pytest.mark.parametrize("name", ["deepscaler", "f1", "gpqa", "math", "boxed_math", "boxed_f1", "exact"])
+@pytest.mark.parametrize("name", ["dapo", "deepscaler", "f1", "gpqa", "math", "boxed_dapo", "boxed_f1", "exact"])
 def test_too_many_failures_of_any_type_stop_the_run(name: str, plan, serve, write) -> None:
     _, url = serve(lambda text, seed: "x")
     rows = [{"input": f"{i}", "label": None if i else "A"} for i in range(4)]
-    made = plan(*RUN, "--rm-type", name, "--prompt-data", write(*rows))
+    made = plan(*RUN, "--rm-type", name, "--reward-key", "score", "--prompt-data", write(*rows))
     with pytest.raises(RunError, match=r"M402 .*6 of 8 samples could not be graded \(6 invalid") as caught:
         run(made, url, lambda manager, info: manager.generate(0))
     assert caught.value.owner == f"reward {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["math", "deepscaler", "boxed_dapo"])
+def test_a_response_that_hangs_its_grader_is_masked(name: str, plan, serve, write, tmp_path: Path) -> None:
+    hang = r"</think>\boxed{\sum_{n=1}^{9999} \frac{x}{(n^{99}+1)^{99}}}"
+    _, url = serve(lambda text, seed: hang if "hang" in text else r"</think>\boxed{y+\sqrt{2}}")
+    rows = [{"input": "hang" if i == 1 else f"{i}", "label": r"\sqrt{2}+y"} for i in range(4)]
+    words = ["--rm-type", name, "--reward-key", "acc", "--reward-timeout", 1.0]
+    result = run(plan(*RUN, *words, "--prompt-data", write(*rows)), url, lambda manager, info: manager.generate(0))
+    assert [bool(r.mask.any()) for r in result.rows] == [True, True, False, False, True, True, True, True]
+    assert result.metrics["rollout/reward_failures/timeout"] == 2
+    assert result.metrics["rollout/raw_reward"] == 1.0
+    written = [json.loads(line) for line in (tmp_path / "run" / "samples" / "rollout_0.jsonl").read_text("utf-8").splitlines()]
+    assert [each["detail"] for each in written if not each["graded"]] == ["the grader was killed"] * 2
 
 
 def test_a_dict_is_read_by_its_key_in_training_and_in_evaluation(plan, serve, write) -> None:
@@ -166,3 +184,12 @@ def test_a_reward_that_returns_too_few_scores_breaks_its_contract() -> None:
 
     with pytest.raises(RunError, match="M404"):
         asyncio.run(work())
+
+
+def test_grading_by_group_that_a_reward_does_not_do_is_told(checkpoint: Path, write, tmp_path: Path) -> None:
+    base = ["--backend", "fsdp", "--hf-checkpoint", checkpoint, "--num-rollout", 1, "--colocate", "--actor-num-gpus-per-node", 1]
+    words = [*base, *RUN, "--rm-type", "math", "--group-rm", "--prompt-data", write(row(None, "7")), "--run-dir", tmp_path / "run"]
+    planned = plan_run(resolve([str(word) for word in words], environment={}), Machine(cpus=8, gpus=0))
+    assert [line for line in planned.warnings if "--group-rm" in line] == [
+        f"--group-rm (argument {words.index('--group-rm') + 1}) has no effect: the reward math grades samples one by one"
+    ]

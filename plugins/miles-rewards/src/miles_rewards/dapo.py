@@ -3,7 +3,7 @@ r"""Reward ``dapo``: +1.0 when the last line ``Answer: ...`` states the label, -
 Source: the grader of DAPO (Yu et al. 2025, arXiv:2503.14476, section 4.1), whose prompts ask for such a last line, with the
 normalisation of Lewkowycz et al. 2022 (Minerva, arXiv:2206.14858).
 
-Contract: of the last 300 characters the last ``Answer:`` counts, to the end of its line and behind its last ``=``. Compared as
+Contract: of the last 300 characters the last ``Answer:`` counts, to the end of its line and behind its last ``=`` outside of brackets. Compared as
 ``math`` does. The score is a dict: ``score`` (+1.0 or -1.0), ``acc`` (1.0 or 0.0) and ``pred`` (the answer found, or
 ``[INVALID]``), so a run needs ``--reward-key score`` or ``acc``. A missing or unreadable label is ``Invalid``.
 
@@ -69,8 +69,18 @@ def _question(line: str | None, stated: str) -> Scored | Question:
     if "\\boxed" in answer:
         answer = last_boxed(answer) or answer
     if not _EQUALS.search(stated):
-        answer = _EQUALS.split(answer)[-1].strip()
+        answer = _last_side(answer)
     return Question(answer, stated, lambda correct: Scored(_values(correct, answer)))
+
+
+def _last_side(answer: str) -> str:
+    """What follows the last equals sign outside of brackets."""
+    signs, depth = {equals.start() for equals in _EQUALS.finditer(answer)}, 0
+    for place in range(len(answer) - 1, -1, -1):
+        depth += (answer[place] in ")]}") - (answer[place] in "([{")
+        if depth == 0 and place in signs:
+            return answer[place + 1 :].strip()
+    return answer
 
 
 def _values(correct: float, answer: str) -> dict[str, object]:
