@@ -209,8 +209,8 @@ OPTIONS: dict[str, Explanation] = {
         meaning="Another process listens on a port that an engine is to serve on.",
         remedy="Give another `--rollout-engine-port`, leave it out to take free ports, or end the other process.",
         example=(
-            "M224 --rollout-engine-port 30000 (argument 3) cannot be had: port 30001, of engine 1, is in use. Do: give another port, "
-            "or leave the option out"
+            "M224 --rollout-engine-port 30000 (argument 3) cannot be had: port 30001, of engine 1, is in use. Do: give another "
+            "port, or leave the option out"
         ),
     ),
     "M225": Explanation(
@@ -218,8 +218,8 @@ OPTIONS: dict[str, Explanation] = {
         meaning="`--calculate-per-token-loss` and `--loss-length-divisor` both say what a sample's loss is divided by.",
         remedy="Leave one of them out.",
         example=(
-            "M225 --loss-length-divisor 1024 (argument 5) does not go with --calculate-per-token-loss: both say what a sample's loss "
-            "is divided by. Do: leave one of them out"
+            "M225 --loss-length-divisor 1024 (argument 5) does not go with --calculate-per-token-loss: both say what a sample's "
+            "loss is divided by. Do: leave one of them out"
         ),
     ),
     "M226": Explanation(
@@ -255,8 +255,8 @@ OPTIONS: dict[str, Explanation] = {
     "M232": Explanation(
         title="An option of an algorithm that has no effect",
         meaning=(
-            "An option is set, and the switch that it belongs to is not, such as `--kl-loss-coef` without `--use-kl-loss`; or another "
-            "option takes its place."
+            "An option is set, and the switch that it belongs to is not, such as `--kl-loss-coef` without `--use-kl-loss`; or "
+            "another option takes its place."
         ),
         remedy="Give the switch that the line names, or leave the option out.",
         example=(

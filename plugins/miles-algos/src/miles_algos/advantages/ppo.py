@@ -63,7 +63,7 @@ class Ppo:
         values = inputs.values[kept].double()
         later = torch.zeros_like(values)
         later[:-1] = values[1:]
-        ends = torch.as_tensor(counts, device=values.device).cumsum(0) - 1
+        ends = torch.as_tensor(counts, dtype=torch.int64, device=values.device).cumsum(0) - 1
         later[ends[ends >= 0]] = 0
         found = discounted(rewards + self.gamma * later - values, self.gamma * self.lambd, counts)
         advantages, returns = (torch.zeros_like(inputs.mask, dtype=torch.float64) for _ in range(2))
