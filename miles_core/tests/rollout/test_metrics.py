@@ -66,6 +66,9 @@ def test_a_rollout() -> None:
         "perf/rollout_time": 2.0,
         # 36 tokens, those of dropped groups included, in 2 seconds on 2 devices.
         "perf/tokens_per_gpu_per_sec": 9.0,
+        # 8 of the 16 accepted tokens could be graded.
+        "perf/effective_tokens_per_gpu_per_sec": 2.0,
+        "perf/longest_sample_tokens_per_sec": 4.0,
     }
 
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from miles_core.config import DataOptions, RewardOptions, RolloutOptions, RoutingOptions, SamplingOptions, TeacherOptions
+from miles_core.config import (
+    DataOptions,
+    LoggingOptions,
+    RewardOptions,
+    RolloutOptions,
+    RoutingOptions,
+    SamplingOptions,
+    TeacherOptions,
+)
 from miles_core.data.source import Keys, PromptSet, PromptSource
 from miles_core.data.supervised import SupervisedSource
 from miles_core.data.tokens import PromptTokenizer
@@ -22,6 +30,7 @@ from miles_core.rollout.conversion import to_rows
 from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
 from miles_core.rollout.grading import Grader, Tally, Ungraded
 from miles_core.rollout.metrics import evaluation_metrics, rollout_metrics
+from miles_core.rollout.optional_metrics import optional_evaluation_metrics, optional_rollout_metrics
 from miles_core.rollout.record import SAMPLES_PER_FILE, describe, write_samples
 from miles_core.rollout.row_rewards import RowRewards
 from miles_core.rollout.sampling import SamplingPlan
@@ -160,6 +169,7 @@ class RolloutManager:
         self._version = max([self._version, *versions])
         placement = self._plan.placement
         metrics = rollout_metrics(collected, seconds, placement.engines * placement.devices_per_engine, self._version)
+        metrics |= optional_rollout_metrics(collected.groups, self._config.get(LoggingOptions))
         if "sample_filter" in self._hooks:
             self._hooks["sample_filter"](collected.groups)
         metrics["rollout/removed_samples"] = float(sum(sample.removed for sample in samples))
@@ -195,6 +205,7 @@ class RolloutManager:
             tally.check(rewards.reward_failure_limit, grader.name)
             samples = [sample for group in groups for sample in group]
             metrics |= evaluation_metrics(each.name, samples)
+            metrics |= optional_evaluation_metrics(each.name, groups, self._config.get(LoggingOptions))
             self._write(f"eval_{each.name}_{rollout_id + 1}", samples)
         return metrics
 

@@ -47,7 +47,7 @@ def rollout_metrics(collected: Collected, seconds: float, devices: int, version:
     metrics |= _leftovers(collected)
     metrics |= _staleness(samples, version)
     metrics["perf/rollout_time"] = seconds
-    metrics["perf/tokens_per_gpu_per_sec"] = collected.tokens / max(seconds, 1e-9) / max(devices, 1)
+    metrics |= _speed(collected, samples, seconds, devices)
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -59,6 +59,16 @@ def evaluation_metrics(name: str, samples: Sequence[Sample]) -> dict[str, float]
     metrics[f"eval/{name}-truncated_ratio"] = _share(s.status is Status.TRUNCATED for s in samples)
     metrics[f"eval/{name}/reward_failures"] = float(len(samples) - len(rewards))
     return metrics
+
+
+def _speed(collected: Collected, samples: Sequence[Sample], seconds: float, devices: int) -> dict[str, float]:
+    """Tokens per second: all that were made, those that are trained on, and those of the longest response."""
+    seconds = max(seconds, 1e-9)
+    return {
+        "perf/tokens_per_gpu_per_sec": collected.tokens / seconds / max(devices, 1),
+        "perf/effective_tokens_per_gpu_per_sec": sum(sum(s.train_mask()) for s in samples) / seconds / max(devices, 1),
+        "perf/longest_sample_tokens_per_sec": max(s.response_length for s in samples) / seconds,
+    }
 
 
 def _leftovers(collected: Collected) -> dict[str, float]:
