@@ -127,6 +127,7 @@ PLUGIN = '''
             AlgorithmRecord("recipe", advantage="mean", loss="clip", filters=("spread", "short"), defaults={"lr": 3e-5, "seed": 7}),
             AlgorithmRecord("single", advantage="mean", loss="clip", filters=("spread",)),
             AlgorithmRecord("imitation", advantage=None, loss="imitate"),
+            AlgorithmRecord("penalty", advantage="penalty", loss="clip", defaults={"use-penalty": True, "seed": 7}),
             AlgorithmRecord("sloppy", advantage="mean", loss="clip", defaults={"lrr": 1.0, "seed": "x"}),
         ]
     @hookimpl
@@ -134,6 +135,8 @@ PLUGIN = '''
         training = event.config.get(TrainingOptions)
         if training.weight_decay == 13.0:
             event.error(UsageError("M299", "toy does not like 13", owner="toy 1.0"))
+        if training.weight_decay == 12.0:
+            event.warn("toy would not take 12")
         if training.weight_decay == 14.0:
             raise RuntimeError("toy breaks")
 '''
@@ -145,7 +148,7 @@ NAMES = {
     "reward": ["exact"],
     "filter": ["spread", "short"],
     "logger": ["quiet"],
-    "algo": ["recipe", "single", "imitation", "sloppy"],
+    "algo": ["recipe", "single", "imitation", "penalty", "sloppy"],
 }
 
 

@@ -128,6 +128,10 @@ def test_plugins_check_the_derived_options_and_all_errors_come_together(cli) -> 
     assert line.startswith("M106 toy 1.0")
 
 
+def test_plugins_may_warn(cli) -> None:
+    assert cli.plan(cli.but("--weight-decay 12")).warnings == ["toy would not take 12"]
+
+
 def test_validation_reads_nothing_and_the_plan_reads_what_it_takes(cli) -> None:
     reads = cli.plan(cli.but("--weight-decay 0.1")).config.reads()
     assert {"--train-backend", "--rollout-batch-size", "--colocate", "--hf-checkpoint", "--run-dir"} <= reads

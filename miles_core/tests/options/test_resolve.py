@@ -95,6 +95,27 @@ def test_algo_may_name_an_estimator(cli) -> None:
     assert "'recipe'" in error.line()
 
 
+def test_an_estimator_named_alone_brings_the_loss_of_its_recipe(cli) -> None:
+    base = ["--backend", "toy", "--engine", "toy", "--rm-type", "exact", "--logger", "quiet", "--advantage-estimator", "penalty"]
+    resolved = cli.resolve(base)
+    assert not resolved.errors
+    value = resolved.config.value(PluginOptions, "loss_type")
+    assert (value.value, value.source, value.place) == ("clip", Source.RECIPE, "--advantage-estimator penalty")
+    assert resolved.selection.algo is None
+    assert resolved.config.peek(TrainingOptions).seed != 7
+    said = cli.resolve([*base, "--loss-type", "imitate"])
+    assert said.selection.loss.name == "imitate"
+    assert not said.errors
+    assert not said.warnings
+
+
+def test_defaults_of_a_recipe_for_what_was_replaced_are_left_out(cli) -> None:
+    base = ["--backend", "toy", "--engine", "toy", "--rm-type", "exact", "--logger", "quiet", "--algo", "penalty"]
+    resolved = cli.resolve([*base, "--advantage-estimator", "mean"])
+    assert not resolved.errors
+    assert resolved.config.peek(TrainingOptions).seed == 7
+
+
 def test_a_supervised_loss_needs_no_engine_advantage_or_reward(cli) -> None:
     base = ["--backend", "toy", "--loss-type", "imitate", "--logger", "quiet"]
     assert not cli.resolve(base).errors
