@@ -3,9 +3,9 @@ r"""Reward ``dapo``: +1.0 when the last line ``Answer: ...`` states the label, -
 Source: the grader of DAPO (Yu et al. 2025, arXiv:2503.14476, section 4.1), whose prompts ask for such a last line, with the
 normalisation of Lewkowycz et al. 2022 (Minerva, arXiv:2206.14858).
 
-Contract: of the last 300 characters the last ``Answer:`` counts, to the end of its line and behind its last ``=`` outside of brackets. Compared as
-``math`` does. The score is a dict: ``score`` (+1.0 or -1.0), ``acc`` (1.0 or 0.0) and ``pred`` (the answer found, or
-``[INVALID]``), so a run needs ``--reward-key score`` or ``acc``. A missing or unreadable label is ``Invalid``.
+Contract: of the last 300 characters the last ``Answer:`` counts, to the end of its line and behind its last ``=`` outside of
+brackets. Compared as ``math`` does. The score is a dict: ``score`` (+1.0 or -1.0), ``acc`` (1.0 or 0.0) and ``pred`` (the answer
+found, or ``[INVALID]``), so a run needs ``--reward-key score`` or ``acc``. A missing or unreadable label is ``Invalid``.
 
 Examples: ``Answer: $42$`` for ``42`` is +1.0; ``\boxed{42}`` is -1.0: there is no such line.
 
