@@ -79,6 +79,7 @@ class Collected:
 
     Attributes:
         finished: groups that were graded in this rollout, in the order of their prompts; the accepted, the dropped, the surplus.
+        dropped, reasons: how many groups were dropped for each reason, and the reason of each, by its number.
         submissions: lots of groups that went out.
         resumed_groups, resumed_samples: taken from the buffer; of these samples, the unfinished ones.
         surplus, kept, returned: groups not needed: accepted, unfinished and in the buffer, and back in the source.
@@ -89,6 +90,7 @@ class Collected:
     tally: Tally
     finished: list[Group] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    reasons: dict[int, str] = field(default_factory=dict)
     submissions: int = 0
     resumed_groups: int = 0
     resumed_samples: int = 0
@@ -280,7 +282,9 @@ class _Round:
         for filter_ in self._its.filters:
             decision = filter_(group)
             if not decision.keep:
-                self._found.dropped[decision.reason or type(filter_).__name__] += 1
+                reason = decision.reason or type(filter_).__name__
+                self._found.dropped[reason] += 1
+                self._found.reasons[_number(group)] = reason
                 return False
         return True
 

@@ -31,7 +31,7 @@ from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
 from miles_core.rollout.grading import Grader, Tally, Ungraded
 from miles_core.rollout.metrics import evaluation_metrics, rollout_metrics
 from miles_core.rollout.optional_metrics import optional_evaluation_metrics, optional_rollout_metrics
-from miles_core.rollout.record import SAMPLES_PER_FILE, describe, write_samples
+from miles_core.rollout.record import Recorder
 from miles_core.rollout.row_rewards import RowRewards
 from miles_core.rollout.sampling import SamplingPlan
 from miles_core.rollout.shaping import OverlongShaping
@@ -44,6 +44,8 @@ from miles_core.training.rows import TrainRow
 
 ROLLOUT_HOOKS = ("buffer_filter", "sample_filter", "all_samples", "reward_post_process", "convert")
 """Functions named by options that are called here."""
+EXAMPLES = 2
+"""Samples of a rollout that go to the driver."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class RolloutManager:
             self._plan.checkpoint, apply_chat_template=data.apply_chat_template, template_options=data.apply_chat_template_kwargs
         )
         self._tokenizer = tokenizer
+        self._recorder = Recorder(self._plan.run_dir / "samples", self._decode, tokenizer.decode_all)
         keys = Keys(data.input_key, data.label_key, data.metadata_key, data.tool_key)
         assert data.prompt_data is not None
         prompts: PromptSet | None = None
@@ -150,7 +153,8 @@ class RolloutManager:
         if self._collector is None:
             samples = self._supervised.next_samples(count)
             metrics = {"perf/rollout_time": time.perf_counter() - started}
-            return RolloutResult(self._rows(samples, None), metrics, self._write(f"rollout_{rollout_id}", samples))
+            examples = self._recorder.write(f"rollout_{rollout_id}", samples)
+            return RolloutResult(self._rows(samples, None), metrics, examples[:EXAMPLES])
         options = self._config.get(RolloutOptions)
         plan = SamplingPlan(
             self._params(
@@ -182,7 +186,9 @@ class RolloutManager:
         if penalty is not None:
             metrics["rollout/overlong_penalty"] = statistics.fmean(map(penalty, samples))
         rows = self._rows(samples, penalty)
-        return RolloutResult(rows, metrics, self._write(f"rollout_{rollout_id}", samples))
+        dropped = [group for group in collected.finished if group[0].group_index in collected.reasons]
+        examples = self._recorder.write(f"rollout_{rollout_id}", samples, dropped, collected.reasons)
+        return RolloutResult(rows, metrics, examples[:EXAMPLES])
 
     async def evaluate(self, rollout_id: int) -> dict[str, float]:
         """Evaluate every set; each prompt is sampled with the same seeds every time."""
@@ -206,7 +212,7 @@ class RolloutManager:
             samples = [sample for group in groups for sample in group]
             metrics |= evaluation_metrics(each.name, samples)
             metrics |= optional_evaluation_metrics(each.name, groups, self._config.get(LoggingOptions))
-            self._write(f"eval_{each.name}_{rollout_id + 1}", samples)
+            self._recorder.write(f"eval_{each.name}_{rollout_id + 1}", samples)
         return metrics
 
     def state(self) -> dict[str, Any]:
@@ -329,14 +335,6 @@ class RolloutManager:
             stop_token_ids=tuple(options.rollout_stop_token_ids or ()),
             skip_special_tokens=options.rollout_skip_special_tokens,
         )
-
-    def _write(self, name: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        """Keep the first samples for people to look at; returns some for the log."""
-        shown = samples[:SAMPLES_PER_FILE]
-        decoded = self._tokenizer.decode_all([sample.prompt_ids for sample in shown])
-        described = [describe(sample, prompt) for sample, prompt in zip(shown, decoded, strict=True)]
-        write_samples(self._plan.run_dir / "samples", name, described)
-        return described[:2]
 
 
 def _groups(prompts: PromptSet, n_samples: int) -> list[list[Sample]]:
