@@ -132,7 +132,16 @@ def learn(folder: Path, recipe: str, seed: int, pool: Pool) -> None:
 def supervised(folder: Path, run: Path, seed: int) -> list[str]:
     """The quickstart's fine-tuning."""
     return [
-        *miles("--config", str(QUICKSTART / "sft.yaml"), "--hf-checkpoint", str(folder / "model"), "--run-dir", str(run)),
+        *miles(
+            "--config",
+            str(QUICKSTART / "sft.yaml"),
+            "--device",
+            "cpu",
+            "--hf-checkpoint",
+            str(folder / "model"),
+            "--run-dir",
+            str(run),
+        ),
         *("--prompt-data", str(folder / "sft.jsonl"), "--seed", str(1234 + seed), "--rollout-seed", str(42 + seed)),
     ]
 
