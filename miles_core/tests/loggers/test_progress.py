@@ -78,7 +78,37 @@ def test_a_resumed_run_counts_only_its_own_rollouts_into_the_pace() -> None:
     progress.resume(90)
     clock.time += 2
     progress.finish_rollout({})
-    assert progress.line() == "91/100 rollouts (91 %) | starting processes | elapsed 1:02 | ETA 0:18"
+    assert progress.line() == "91/100 rollouts (91 %) | starting processes 1:02 | elapsed 1:02 | ETA 0:18"
+
+
+def test_what_counts_has_a_rate_and_an_estimate() -> None:
+    clock = Clock()
+    progress, _ = plain(4, clock)
+    for phase, label in (("rollout", "generating"), ("evaluate", "evaluating")):
+        progress.phase(phase)
+        progress.advance(0, 40)
+        assert f"| {label} 0/40 |" in progress.line()
+        clock.time += 5
+        progress.advance(10, 40)
+        # 10 in 5 s, so 30 more in 15 s.
+        assert f"| {label} 10/40, 2.000/s, 0:15 left |" in progress.line()
+        progress.advance(40, 40)
+        assert f"| {label} 40/40, 8.000/s |" in progress.line()
+
+
+def test_what_does_not_count_takes_as_long_as_before() -> None:
+    clock = Clock()
+    progress, _ = plain(4, clock)
+    for phase, label in (("train", "training"), ("publish", "publishing weights")):
+        for seconds in (8, 10, 60):
+            progress.phase(phase)
+            clock.time += seconds
+            progress.phase("rollout")
+        progress.phase(phase)
+        clock.time += 4
+        assert f"| {label} 0:04, 0:06 left |" in progress.line()
+        clock.time += 20
+        assert f"| {label} 0:24, 0:00 left |" in progress.line()
 
 
 def test_on_a_terminal_it_is_drawn_in_place_below_other_output(monkeypatch: pytest.MonkeyPatch) -> None:

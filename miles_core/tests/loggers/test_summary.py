@@ -62,6 +62,7 @@ def test_it_says_what_ran_how_long_what_was_learned_and_where_it_is(tmp_path: Pa
     assert "greedy 0.500 0.875 +0.375" in lines
     assert not any("truncated" in line for line in lines)
     assert f"{tmp_path}/metrics.jsonl every metric" in lines
+    assert lines[-1] == f"as a page: miles report {tmp_path}"
     assert "states run states; go on with --load" in lines
     assert "final the model, in Hugging Face format" in lines
     assert not any("plugins.lock.json" in line for line in lines), "files that are not there are not named"

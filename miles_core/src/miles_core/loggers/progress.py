@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 HISTORY = 24
 LINE_SECONDS = 10.0
+RECENT = 8
+"""Rollouts whose phases say how long the same phase will take."""
 PHASES = {
     "start": "starting processes",
     "rollout": "generating",
@@ -51,6 +54,8 @@ class Progress:
         self._started = now()
         self._pace = Pace(self._started)
         self._phase = "start"
+        self._began = self._started
+        self._took: dict[str, deque[float]] = {}
         self._part: tuple[int, int] | None = None
         self._samples = 0
         self._shown: dict[str, float] = {}
@@ -70,7 +75,8 @@ class Progress:
 
     def phase(self, name: str) -> None:
         """The run is now in phase ``name``: one of :data:`PHASES`, or any other text."""
-        self._phase, self._part = name, None
+        self._took.setdefault(self._phase, deque(maxlen=RECENT)).append(self._now() - self._began)
+        self._phase, self._part, self._began = name, None, self._now()
         self._maybe_line()
 
     def advance(self, done: int, total: int) -> None:
@@ -158,8 +164,20 @@ class Progress:
         return [texts.get(label, "{} " + label).format(short(value)) for label, value in self._shown.items()]
 
     def _doing(self) -> str:
-        doing = PHASES.get(self._phase, self._phase)
-        return f"{doing} {self._part[0]}/{self._part[1]}" if self._part is not None else doing
+        """The phase: how far, how fast, and how long it will take."""
+        doing, spent = PHASES.get(self._phase, self._phase), self._now() - self._began
+        if self._part is not None:
+            done, total = self._part
+            doing = f"{doing} {done}/{total}"
+            if not done or spent <= 0:
+                return doing
+            rate = done / spent
+            return f"{doing}, {short(rate)}/s, {clock((total - done) / rate)} left" if total > done else f"{doing}, {short(rate)}/s"
+        earlier = self._took.get(self._phase)
+        if not earlier:
+            return f"{doing} {clock(spent)}" if spent >= 1 else doing
+        # What counts nothing while it runs takes as long as it took before.
+        return f"{doing} {clock(spent)}, {clock(max(0.0, statistics.median(earlier) - spent))} left"
 
     def _remaining(self) -> float | None:
         return self._pace.remaining(self._total - self._done, self._now())

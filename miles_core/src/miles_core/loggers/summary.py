@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def summary(plan: RunPlan, history: History, checkpoint: CheckpointOptions, seco
         lines += ["", *learned]
     lines += ["", "  written to"]
     lines += [f"    {path!s:{_width(plan, checkpoint)}}  {what}" for path, what in _places(plan, checkpoint)]
+    lines += ["", f"  as a page: miles report {shlex.quote(str(plan.run_dir))}"]
     return "\n".join(lines) + "\n"
 
 
