@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 from typing import Any
 
 import record
@@ -42,6 +43,7 @@ SETTINGS: dict[str, list[str]] = {
 }
 """Options besides those of learning.yaml. Losses that differ only off policy get two optimizer steps per rollout."""
 TIMEOUT = 1200
+APART_SECONDS = 3
 
 
 def main() -> None:
@@ -70,6 +72,7 @@ class Pool:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
+        self._starting = Lock()
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         share = max(1, len(cpus) // jobs)
         self._shares: Queue[list[int]] = Queue()
@@ -84,6 +87,9 @@ class Pool:
     def call(self, log: Path, *command: str) -> None:
         """Run a command on the next free share; raises when it fails."""
         share = self._shares.get()
+        with self._starting:
+            # Ray clusters that start at the same moment take each other's ports.
+            time.sleep(APART_SECONDS if self.jobs > 1 else 0)
         started = time.perf_counter()
         binding = [sys.executable, "-c", BIND, ",".join(map(str, share))] if share else []
         log.parent.mkdir(parents=True, exist_ok=True)
