@@ -16,7 +16,9 @@ from miles_core.errors import MilesError
 from miles_core.options import Config
 from miles_core.plugins.events import Configure
 from miles_rewards import plugin
+from miles_rewards.judge.options import JudgeOptions
 from miles_rewards.options import SumOptions
+from miles_rewards.remote.options import RemoteOptions
 
 
 def problems(
@@ -40,7 +42,12 @@ def test_every_record_can_be_created_and_closed() -> None:
     for record in plugin.miles_reward():
         module, _, attribute = record.create.partition(":")
         made = getattr(importlib.import_module(module), attribute)(
-            Config.of(RolloutOptions(rollout_max_response_len=8), SumOptions(sum_of=["math", "format=0.5"]))
+            Config.of(
+                RolloutOptions(rollout_max_response_len=8),
+                SumOptions(sum_of=["math", "format=0.5"]),
+                RemoteOptions(rm_url="http://localhost:1/"),
+                JudgeOptions(judge_url="http://localhost:1/v1", judge_model="judge"),
+            )
         )
 
         async def use(reward: Any = made) -> None:

@@ -49,9 +49,9 @@ def _page(loaded: Sequence[LoadedPlugin], failures: Sequence[MilesError], last: 
     parts = [
         USAGE,
         textwrap.fill(SUMMARY, width, break_on_hyphens=False),
-        _section("This command", options_of(InvocationOptions, "core"), width),
+        section("This command", options_of(InvocationOptions, "core"), width),
     ]
-    parts += [_section(title, options, width) for title, options in _by_group(core_options())]
+    parts += [section(title, options, width) for title, options in _by_group(core_options())]
     seen: set[type] = set()
     for plugin in sorted(loaded, key=lambda each: KINDS.index(each.ref.kind)):
         for group in plugin.options:
@@ -61,7 +61,7 @@ def _page(loaded: Sequence[LoadedPlugin], failures: Sequence[MilesError], last: 
             sharing = [p for p in loaded if group in p.options]
             names = ", ".join(dict.fromkeys(f"{p.ref.kind} {p.ref.name}" for p in sharing))
             title = f"{_title(group)} ({names}, {plugin.entry.owner})"
-            parts.append(_section(title, options_of(group, plugin.ref.name), width))
+            parts.append(section(title, options_of(group, plugin.ref.name), width))
     if failures:
         parts.append("Plugins that cannot be loaded\n" + "\n".join(f"  {error.line()}" for error in failures))
     if last:
@@ -80,7 +80,8 @@ def _title(group: type) -> str:
     return (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
 
 
-def _section(title: str, options: Iterable[Option], width: int) -> str:
+def section(title: str, options: Iterable[Option], width: int) -> str:
+    """A heading and a line or more for each option, ``width`` columns wide."""
     return "\n".join([title, *(_entry(option, width) for option in options)])
 
 

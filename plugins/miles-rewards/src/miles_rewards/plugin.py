@@ -8,11 +8,16 @@ from collections.abc import Iterator, Sequence
 
 from miles_core.config import DataOptions, PluginOptions, RewardOptions
 from miles_core.errors import UsageError
-from miles_core.plugins import RewardRecord, hookimpl
+from miles_core.options import Config
+from miles_core.plugins import CommandRecord, RewardRecord, hookimpl
 from miles_core.plugins.events import Configure
 from miles_core.plugins.index import PluginIndex, closest
+from miles_rewards.code.options import CodeOptions, code_errors
+from miles_rewards.ifbench.options import IfbenchOptions
+from miles_rewards.judge.options import JudgeOptions, judge_errors
 from miles_rewards.options import FormatOptions, SumOptions
 from miles_rewards.parts import parse_parts
+from miles_rewards.remote.options import RemoteOptions, RequestOptions, address_errors, request_errors, token_errors
 
 DISTRIBUTION = "miles-rewards"
 LABELLED = frozenset({"dapo", "deepscaler", "exact", "f1", "gpqa", "math"})
@@ -35,8 +40,20 @@ def miles_reward() -> Sequence[RewardRecord]:
         RewardRecord("boxed_exact", "miles_rewards.boxed:create_exact", None, "exact, of the last \\boxed{}"),
         RewardRecord("boxed_f1", "miles_rewards.boxed:create_f1", None, "f1, of the last \\boxed{}"),
         RewardRecord("boxed_gpqa", "miles_rewards.boxed:create_gpqa", None, "gpqa, of the last \\boxed{}"),
+        RewardRecord(
+            "boxed_ifbench", "miles_rewards.ifbench.reward:create_boxed", IfbenchOptions, "ifbench, of the last \\boxed{}"
+        ),
         RewardRecord("boxed_math", "miles_rewards.mathematics.reward:create", None, "math, which looks into the box by itself"),
         RewardRecord("boxed_random", "miles_rewards.chance:create_random", None, "random, which reads no response"),
+        RewardRecord(
+            "boxed_remote_rm",
+            "miles_rewards.remote.reward:create_boxed",
+            (RemoteOptions, RequestOptions),
+            "remote_rm, of the last \\boxed{}",
+        ),
+        RewardRecord(
+            "code", "miles_rewards.code.reward:create", CodeOptions, "the share of tests that the response's program passes"
+        ),
         RewardRecord("dapo", "miles_rewards.dapo:create", None, "+1 when the last line Answer: equals the label, else -1 (a dict)"),
         RewardRecord(
             "deepscaler", "miles_rewards.deepscaler:create", None, "math, of what follows </think> or ###Response, else 0.0"
@@ -51,13 +68,36 @@ def miles_reward() -> Sequence[RewardRecord]:
         ),
         RewardRecord("gpqa", "miles_rewards.gpqa:create", None, "1.0 when the right letter of a multiple choice is chosen"),
         RewardRecord(
+            "ifbench",
+            "miles_rewards.ifbench.reward:create",
+            IfbenchOptions,
+            "1.0 when every instruction of IFEval and IFBench is followed",
+        ),
+        RewardRecord(
+            "judge", "miles_rewards.judge.reward:create", (JudgeOptions, RequestOptions), "the verdict of a language model, 0 to 1"
+        ),
+        RewardRecord(
             "math", "miles_rewards.mathematics.reward:create", None, "1.0 when the last \\boxed{} equals the label, by value"
         ),
         RewardRecord("random", "miles_rewards.chance:create_random", None, "0.0 or 1.0 by chance"),
         RewardRecord(
-            "sum", "miles_rewards.total:create", (SumOptions, FormatOptions), "several rewards, each times its weight, added up"
+            "remote_rm",
+            "miles_rewards.remote.reward:create",
+            (RemoteOptions, RequestOptions),
+            "what the server at --rm-url answers to the sample",
+        ),
+        RewardRecord(
+            "sum",
+            "miles_rewards.total:create",
+            (SumOptions, FormatOptions, IfbenchOptions, RemoteOptions, RequestOptions, JudgeOptions, CodeOptions),
+            "several rewards, each times its weight, added up",
         ),
     ]
+
+
+@hookimpl
+def miles_command() -> Sequence[CommandRecord]:
+    return [CommandRecord("reward", "miles_rewards.command.group:reward", None, "Score a file of responses.")]
 
 
 @hookimpl
@@ -71,8 +111,8 @@ def miles_configure(event: Configure) -> None:
     own = {record.name for record in miles_reward()}
     if name not in own:
         return
-    errors = list(_sum_errors(event.config.get(SumOptions).sum_of)) if name == "sum" else []
-    parts = _parts(event.config.get(SumOptions).sum_of) if name == "sum" else [name]
+    errors = option_errors(name, event.config)
+    parts = _parts(name, event.config)
     labelled = [part for part in parts if part.removeprefix("boxed_") in LABELLED]
     if labelled and event.config.get(DataOptions).label_key is None:
         errors.append(
@@ -106,6 +146,27 @@ def miles_configure(event: Configure) -> None:
         event.error(error)
 
 
+def option_errors(name: str, config: Config) -> list[UsageError]:
+    """What keeps the reward of this name, one of this package, from being made, as far as its options tell."""
+    owner = _owner()
+    errors = list(_sum_errors(config.get(SumOptions).sum_of)) if name == "sum" else []
+    used = {part.removeprefix("boxed_") for part in _parts(name, config)}
+    if "remote_rm" in used:
+        remote = config.get(RemoteOptions)
+        errors += address_errors(remote.rm_url, "--rm-url", owner)
+        errors += token_errors(remote.rm_auth_env, "--rm-auth-env", owner)
+    if "judge" in used:
+        judge = config.get(JudgeOptions)
+        errors += address_errors(judge.judge_url, "--judge-url", owner)
+        errors += token_errors(judge.judge_key_env, "--judge-key-env", owner)
+        errors += judge_errors(judge, owner)
+    if used & {"remote_rm", "judge"}:
+        errors += request_errors(config.get(RequestOptions), owner)
+    if "code" in used:
+        errors += code_errors(config.get(CodeOptions), owner)
+    return errors
+
+
 def _sum_errors(words: Sequence[str]) -> Iterator[UsageError]:
     try:
         parts = parse_parts(words)
@@ -122,7 +183,8 @@ def _sum_errors(words: Sequence[str]) -> Iterator[UsageError]:
             yield UsageError("M291", f"--sum-of names {part.name!r}, and no such reward is installed", owner=_owner(), fix=fix)
 
 
-def _parts(words: Sequence[str]) -> list[str]:
+def _parts(name: str, config: Config) -> list[str]:
+    words = config.get(SumOptions).sum_of if name == "sum" else [name]
     return [_bare(word.partition("=")[0]) for word in words]
 
 

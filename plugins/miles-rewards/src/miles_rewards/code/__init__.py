@@ -1,0 +1,1 @@
+"""Programs that responses contain, run against test cases."""
