@@ -17,6 +17,8 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "run": ("miles_core.cli.run:run", "Train a model."),
     "config": ("miles_core.cli.config:config", "Show the resolved options, and where each came from."),
     "plugins": ("miles_core.cli.plugins:plugins", "List, show and check the installed plugins."),
+    "runs": ("miles_core.cli.runs:runs", "List and show runs, from their folders."),
+    "report": ("miles_core.cli.report:report", "Write one HTML page about a run."),
     "explain": ("miles_core.cli.explain:explain", "Explain an error code."),
 }
 """Where each command is, and its line of help."""
