@@ -164,6 +164,12 @@ def test_the_timeline_has_each_phase_of_each_rollout_once(tmp_path: Path) -> Non
     timeline = Timeline(tmp_path, 0)
     for rollout in (-1, 0, 1, 2):
         timeline.add("publish", rollout, 100.0 + rollout, 0.5)
-    Timeline(tmp_path, 1).add("publish", 1, 300.0, 0.25)
+    resumed = Timeline(tmp_path, 1)
+    resumed.add("publish", 0, 299.0, 0.125)
+    resumed.add("publish", 1, 300.0, 0.25)
     found = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(row["rollout"], row["start"], row["seconds"]) for row in found] == [(-1, 99.0, 0.5), (0, 100.0, 0.5), (1, 300.0, 0.25)]
+    assert [(row["rollout"], row["start"], row["seconds"]) for row in found] == [
+        (0, 100.0, 0.5),
+        (-1, 299.0, 0.125),
+        (1, 300.0, 0.25),
+    ]

@@ -54,6 +54,8 @@ def test_markup_that_got_into_the_page_would_not_run_either(run: Path, look: Loo
     page.run(
         "(() => { const s = document.createElement('script'); s.textContent = 'window.pwned = 5'; document.body.append(s); })()"
     )
+    # The picture that cannot be loaded tells so a moment later.
+    page.run("new Promise((done) => setTimeout(done, 100))")
     assert page.run("typeof window.pwned") == "undefined"
     assert any("Content Security Policy" in trouble for trouble in page.troubles())
 
