@@ -62,7 +62,8 @@ def test_without_a_terminal_there_is_a_line_now_and_then() -> None:
     progress.phase("rollout")
     progress.advance(100, 512)
     expected = (
-        "5/20 rollouts (25 %) | generating | reward 0.900 | loss 0.100 | 512 samples/s | 3328 tokens/s | elapsed 0:41 | ETA 0:14"
+        "5/20 rollouts (25 %) | generating 0:00, 0:01 left | reward 0.900 | loss 0.100 | 512 samples/s | 3328 tokens/s"
+        " | elapsed 0:41 | ETA 0:14"
     )
     assert out.getvalue().splitlines()[1] == expected
     progress.message("[a note] 1/2")

@@ -67,7 +67,7 @@ def test_metrics_are_found_by_words_and_told_by_the_mouse(run: Path, look: Look)
     assert set(page.run("[...document.querySelectorAll('[data-metric]')].map((c) => c.dataset.metric)")) == {"train/loss"}
     page.hover("[data-metric='train/loss'] svg")
     assert page.run("document.querySelector('#tip').hidden") is False
-    # The plot begins at 50 of 360 and ends at 352: its 23 steps have number 10 in the middle of the picture.
+    # The plot begins at 58 of 360 and ends at 352: its 23 steps have number 10 in the middle of the picture.
     assert page.run("document.querySelector('#tip').textContent") == "optimizer step 10\n0.09091"
 
 

@@ -14,13 +14,13 @@ function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-function number(value) {
+function number(value, digits = 4) {
   if (value === null || value === undefined) return "-";
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);
   if (size === 0) return "0";
   if (size >= 1e6 || size < 1e-3) return value.toExponential(2);
-  return String(Number(value.toPrecision(4)));
+  return String(Number(value.toPrecision(digits)));
 }
 
 function seconds(value) {

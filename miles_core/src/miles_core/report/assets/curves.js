@@ -1,4 +1,4 @@
-const WIDTH = 360, HEIGHT = 150, LEFT = 50, RIGHT = 8, TOP = 8, BOTTOM = 22;
+const WIDTH = 360, HEIGHT = 150, LEFT = 58, RIGHT = 8, TOP = 8, BOTTOM = 22;
 const FIRST = ["rollout/raw_reward", "train/loss", "train/entropy_loss", "train/ppo_kl", "train/grad_norm", "rollout/response_len/mean"];
 const AXES = { train: (x) => `optimizer step ${x}`, rollout: (x) => `rollout ${x}`, eval: (x) => `after ${x} rollouts` };
 
@@ -24,7 +24,7 @@ function chart(name, curve, logarithmic) {
     const y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM);
     const value = low + share * (high - low);
     svg.append(el("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y }));
-    svg.append(el("text", { x: LEFT - 5, y: y + 4, "text-anchor": "end" }, number(logarithmic ? 10 ** value : value)));
+    svg.append(el("text", { x: LEFT - 5, y: y + 4, "text-anchor": "end" }, number(logarithmic ? 10 ** value : value, 3)));
   }
   svg.append(el("text", { x: LEFT, y: HEIGHT - 6 }, first));
   svg.append(el("text", { x: WIDTH - RIGHT, y: HEIGHT - 6, "text-anchor": "end" }, AXES[curve.axis](end)));
