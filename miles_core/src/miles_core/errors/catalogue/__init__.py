@@ -5,6 +5,7 @@ from __future__ import annotations
 from miles_core.errors.catalogue.algorithms import ALGORITHM_OPTIONS, ALGORITHM_RUN
 from miles_core.errors.catalogue.critic import CRITIC_OPTIONS, CRITIC_RUN
 from miles_core.errors.catalogue.data import DATA
+from miles_core.errors.catalogue.debug import DEBUG
 from miles_core.errors.catalogue.engines import ENGINES
 from miles_core.errors.catalogue.explanation import Explanation
 from miles_core.errors.catalogue.logging import LOGGING
@@ -30,6 +31,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
                 **ALGORITHM_OPTIONS,
                 **REWARD_OPTIONS,
                 **CRITIC_OPTIONS,
+                **DEBUG,
                 **ROUTING_OPTIONS,
                 **SAMPLING_OPTIONS,
                 **TEACHER_OPTIONS,
@@ -37,8 +39,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
             }.items()
         )
     ),
-    "Data and checkpoints": dict(sorted({**DATA, **PROMPTS}.items())),
-    "Loggers and run folders": LOGGING,
+    "Data, checkpoints, loggers and run folders": dict(sorted({**DATA, **PROMPTS, **LOGGING}.items())),
     "Rollouts": ROLLOUTS,
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,
