@@ -19,11 +19,12 @@ _TOKEN = re.compile(r"\w+(?:[-'’.]\w+)*")
 _END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)")
 _ABBREVIATIONS = frozenset(
     listed(
-        "mr mrs ms dr prof st jr sr inc ltd co corp vs etc e.g i.e eg ie cf al fig no vol pp approx dept est gen col "
+        "mr mrs ms dr prof st jr sr inc ltd co corp vs etc e.g i.e eg ie cf al approx dept est gen col "
         "capt lt sgt rev hon gov sen rep jan feb mar apr jun jul aug sep sept oct nov dec mt ph.d m.d b.a m.a u.s u.k "
         "u.n a.m p.m ave blvd"
     )
 )
+_BEFORE_NUMBERS = frozenset({"fig", "no", "nos", "pp", "vol"})
 
 
 def bare(text: str) -> str:
@@ -77,8 +78,11 @@ def _goes_on(text: str, begin: int, end: re.Match[str]) -> bool:
     start = max(begin, end.start() - 24)
     word = re.split(r"[\s(\[\"“*]", text[start : end.start()])[-1]
     if word.isdigit():
-        line = text.rfind("\n", begin, end.start()) + 1 or begin
-        return not text[line : end.start() - len(word)].strip(' \t*#-_>"“(')
+        place = end.start() - len(word)
+        _, newline, before = text[max(begin, place - 8) : place].rpartition("\n")
+        return (bool(newline) or place - 8 <= begin) and not before.strip(' \t*#-_>"“(')
+    if word.lower() in _BEFORE_NUMBERS:
+        return text[end.end() : end.end() + 2].strip()[:1].isdigit()
     if word.lower() in _ABBREVIATIONS:
         # "etc." and the like may end a sentence; then a capital letter follows.
         return word.lower() not in ("etc", "inc", "ltd", "co", "jr", "sr", "a.m", "p.m", "u.s", "u.k") or not _capital(
