@@ -162,10 +162,13 @@ def test_recomputing_keeps_less(kit) -> None:
 
 def test_loss_length_divisor(make, kit) -> None:
     trainer = make(kit.KeepingLoss(), loss_length_divisor=50)
-    loss = trainer.train(batch_of()).metrics_per_step[0]["train/loss"]
+    metrics = trainer.train(batch_of()).metrics_per_step[0]
+    loss = metrics["train/loss"]
     # On policy the loss of a token is minus its advantage.
     wanted = -sum(row.reward * float(row.mask.sum()) for row in ROWS) / 50 / len(ROWS)
     assert loss == pytest.approx(wanted, rel=1e-5)
+    plain = make(kit.KeepingLoss()).train(batch_of()).metrics_per_step[0]
+    assert metrics["train/pg_loss"] == pytest.approx(plain["train/pg_loss"], rel=1e-5), "metrics stay means over samples"
 
 
 def test_without_an_estimator_nothing_is_scored(make, kit) -> None:

@@ -62,7 +62,8 @@ class MicroBatch:
 class ModelOutputs:
     """What was requested of a forward pass, ``[N]`` each, float32, in the order of the micro-batch's ``targets``.
 
-    ``logits`` are ``[N, V]``, with gradient, and in the precision of the computation. ``routes`` are the experts that the routers chose, as :attr:`MicroBatch.routes` has them.
+    ``logits`` are ``[N, V]``, with gradient, and in the precision of the computation. ``routes`` are the experts that the routers
+    chose, as :attr:`MicroBatch.routes` has them.
     """
 
     log_probs: torch.Tensor | None = None

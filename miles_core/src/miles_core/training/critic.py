@@ -15,11 +15,11 @@ from miles_core.protocols.backend import OutputRequest, StepReport, TrainingBack
 from miles_core.protocols.loss import Loss
 from miles_core.training import checks
 from miles_core.training.exchange import ByIndex, TokenArrays
-from miles_core.training.objective import WEIGHT, Objective
+from miles_core.training.objective import Objective, step_weights
 from miles_core.training.pack import pack
 from miles_core.training.passes import Scorer
 from miles_core.training.plan import BinRule
-from miles_core.training.reduce import all_sums, reduced, token_weights
+from miles_core.training.reduce import all_sums, reduced
 from miles_core.training.report import Clock, TrainReport
 from miles_core.training.rows import RankBatch
 from miles_core.training.table import RowTable
@@ -144,10 +144,10 @@ class CriticTrainer:
         table, device = run.table, self.backend.device
         with run.clock("critic_train"):
             per_token, divisor = self._algorithm.calculate_per_token_loss, self._algorithm.loss_length_divisor
-            weights = token_weights(table, run.batch.counts[step], per_token=per_token, divisor=divisor)
+            weights = step_weights(table, run.batch.counts[step], per_token=per_token, divisor=divisor)
             bins = self._rule.bins(table.lengths[rows].tolist(), count)
             micro_batches = [
-                pack(table, [rows[i] for i in members], fields | {WEIGHT: weights}, layout=self._layout, multiple=self._multiple)
+                pack(table, [rows[i] for i in members], fields | weights, layout=self._layout, multiple=self._multiple)
                 for members in bins
             ]
             objective = Objective(self.loss)

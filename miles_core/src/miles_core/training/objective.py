@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -11,16 +12,28 @@ from miles_core.errors import RunError
 from miles_core.protocols.loss import Loss, LossInputs, LossOutputs
 from miles_core.training import mismatch
 from miles_core.training.batch import MicroBatch, ModelOutputs
-from miles_core.training.reduce import weighted_sum
+from miles_core.training.reduce import token_weights, weighted_sum
+from miles_core.training.rows import StepCount
+from miles_core.training.table import RowTable
 
 WEIGHT = "weight"
 """Field of ``MicroBatch.data``: weights of :func:`miles_core.training.reduce.token_weights`."""
+METRIC_WEIGHT = "metric_weight"
+"""Field of ``MicroBatch.data``: the same for metrics, which stay means under ``--loss-length-divisor``; absent when equal."""
 SAMPLE_WEIGHT = "sample_weight"
 """Field of ``MicroBatch.data``: weights of :func:`miles_core.training.reduce.sample_weights`."""
 COMPARED = "compared"
 """Field of ``MicroBatch.data``: the mask, in the rows that have rollout log-probs."""
 
 _INPUTS = ("rollout_log_probs", "ref_log_probs", "advantages", "returns", "old_values")
+
+
+def step_weights(table: RowTable, count: StepCount, *, per_token: bool, divisor: int | None) -> dict[str, np.ndarray]:
+    """The fields of weights of one optimizer step, ``[N + 1]`` each."""
+    weights = {WEIGHT: token_weights(table, count, per_token=per_token, divisor=divisor)}
+    if divisor is not None and not per_token:
+        weights[METRIC_WEIGHT] = token_weights(table, count, per_token=False)
+    return weights
 
 
 class Objective:
@@ -83,7 +96,8 @@ class Objective:
             terms["entropy"] = outputs.entropy
         scalar = weighted_sum(result.loss, data[WEIGHT])
         with torch.no_grad():
-            sums = {name: scalar if name == "loss" else weighted_sum(term, data[WEIGHT]) for name, term in terms.items()}
+            weights = data.get(METRIC_WEIGHT, data[WEIGHT])
+            sums = {name: scalar if name == "loss" else weighted_sum(term, weights) for name, term in terms.items()}
             self._add(self.terms, sums)
             if self._compare:
                 self._measure(data, micro_batch.lengths, current)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from miles_core.config import AlgorithmOptions, RolloutOptions, RoutingOptions, TeacherOptions, TrainingOptions
+from miles_core.debug.watch import TrainingWatch
 from miles_core.errors import UsageError
 from miles_core.options import Config
 from miles_core.protocols.advantage import Advantage, AdvantageInputs
@@ -16,12 +17,12 @@ from miles_core.protocols.backend import OutputRequest, StepReport, TrainingBack
 from miles_core.protocols.loss import Loss
 from miles_core.training import checks, mismatch
 from miles_core.training.metrics import rollout_metrics
-from miles_core.training.objective import COMPARED, SAMPLE_WEIGHT, WEIGHT, Objective
+from miles_core.training.objective import COMPARED, SAMPLE_WEIGHT, Objective, step_weights
 from miles_core.training.pack import pack
 from miles_core.training.passes import Scorer
 from miles_core.training.plan import BinRule
 from miles_core.training.postprocess import PostProcess, postprocess
-from miles_core.training.reduce import all_sums, reduced, row_counts, sample_weights, token_weights
+from miles_core.training.reduce import all_sums, reduced, row_counts, sample_weights
 from miles_core.training.report import Clock, TrainReport
 from miles_core.training.routing import Routes
 from miles_core.training.rows import RankBatch
@@ -64,6 +65,7 @@ class Trainer:
 
     Args:
         function: what ``--rollout-data-postprocess-path`` names, see :mod:`miles_core.training.postprocess`.
+        watch: what looks into the training, see :mod:`miles_core.debug.watch`.
 
     Raises:
         UsageError: loss or estimator need what there is not (M410), or options contradict each other (M418).
@@ -76,6 +78,7 @@ class Trainer:
         loss: Loss,
         advantage: Advantage | None,
         function: PostProcess | None = None,
+        watch: TrainingWatch | None = None,
     ) -> None:
         checks.check_needs(loss, advantage)
         training, rollout = config.get(TrainingOptions), config.get(RolloutOptions)
@@ -111,9 +114,11 @@ class Trainer:
         self._training = OutputRequest(
             entropy="entropy" in loss.needs,
             logits="logits" in loss.needs,
-            temperature=rollout.rollout_temperature, chunk_size=training.log_probs_chunk_size
+            temperature=rollout.rollout_temperature,
+            chunk_size=training.log_probs_chunk_size,
         )
         self._function = function
+        self._watch = watch
         # A function may change advantages where a loss is computed, and all ranks must leave out the same rows.
         self._drops_zero = (
             advantage is not None
@@ -134,12 +139,17 @@ class Trainer:
 
     def begin(self, batch: RankBatch) -> Rollout:
         """The part before the first optimizer step: passes and advantages."""
-        run = Rollout(batch, RowTable(batch.rows))
+        watch = self._watch
+        run = Rollout(batch, RowTable(batch.rows), Clock() if watch is None else Clock(watch=watch.span))
+        if watch is not None:
+            watch.started(batch.rollout_id)
         self._prepare(run)
         self._score(run)
         self._advantages(run)
         if self._function is not None and self.backend.parallel.computes_loss:
             postprocess(self._function, run.batch.rollout_id, run.table, run.fields)
+        if watch is not None:
+            watch.begun(run)
         return run
 
     def finish(self, run: Rollout, *, steps: bool = True) -> TrainReport:
@@ -150,6 +160,8 @@ class Trainer:
         plan = self._plan(run) if steps else []
         metrics = [self._step(run, step, rows, count) for step, (rows, count) in enumerate(plan)]
         self._refresh_reference(run.batch.rollout_id)
+        if self._watch is not None:
+            self._watch.ended()
         found = {}
         if parallel.computes_loss:
             known = "log_probs" in run.fields
@@ -227,6 +239,8 @@ class Trainer:
         """Whether the old policy's log-probs take a pass of their own."""
         options, by_estimator = self._algorithm, self.advantage is not None and "old_log_probs" in self.advantage.needs
         if options.use_rollout_entropy or self._records_routes or self._function is not None:
+            return True
+        if self._watch is not None and self._watch.wants_log_probs:
             return True
         if options.use_rollout_logprobs:
             return False
@@ -315,8 +329,8 @@ class Trainer:
         first = run.steps == 0
         with run.clock("data_preprocess"):
             divisor = self._algorithm.loss_length_divisor
-            weights = token_weights(table, run.batch.counts[step], per_token=self._per_token, divisor=divisor)
-            fields = {name: values for name, values in run.fields.items() if name != "log_probs"} | {WEIGHT: weights}
+            fields = {name: values for name, values in run.fields.items() if name != "log_probs"}
+            fields |= step_weights(table, run.batch.counts[step], per_token=self._per_token, divisor=divisor)
             bins = self._rule.bins(table.lengths[rows].tolist(), count)
             packed = [
                 pack(table, [rows[i] for i in members], fields, layout=self._layout, multiple=self._multiple) for members in bins
