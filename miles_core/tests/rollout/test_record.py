@@ -70,3 +70,9 @@ def test_files_are_bounded(tmp_path: Path) -> None:
     assert max(counts) == record.TOKENS_PER_SAMPLE
     assert sum(counts) == record.TOKENS_PER_FILE
     assert sum(len(row.get("token_ends", [])) for row in rows) == record.TOKENS_PER_FILE
+
+
+def test_long_texts_make_fewer_samples(tmp_path: Path) -> None:
+    half = sample("x" * (record.CHARACTERS_PER_FILE // 2 - 10))
+    assert len(written(tmp_path, [half] * 5)) == 2
+    assert len(written(tmp_path, [sample("x" * (record.CHARACTERS_PER_FILE + 1))] * 5)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import subprocess
@@ -176,3 +177,14 @@ def test_a_server_that_nobody_may_log_to_is_an_error_that_says_what_to_do(
         log(tmp_path / "run", first, wandb_mode="online", wandb_host="http://127.0.0.1:9")
     assert caught.value.code == "M467"
     assert "--wandb-mode offline" in caught.value.fix
+
+
+def test_a_run_that_failed_is_told_so(tmp_path: Path, first: dict[str, int]) -> None:
+    log(tmp_path / "well", first, ({"train/loss": 1.0}, 0))
+    logger = WandbLogger(Config.of(WandbOptions(wandb_mode="offline")))
+    logger.start(str(tmp_path / "badly"), {}, first)
+    with pytest.raises(ValueError), contextlib.closing(logger):
+        raise ValueError
+    for name, code in (("well", 0), ("badly", 1)):
+        codes = [record.exit.exit_code for record in records(tmp_path / name) if record.WhichOneof("record_type") == "exit"]
+        assert codes == [code]

@@ -16,6 +16,8 @@ DROPPED_PER_FILE = 32
 TOKENS_PER_SAMPLE = 2048
 TOKENS_PER_FILE = 32768
 """Tokens whose place in the text and log-prob are written."""
+CHARACTERS_PER_FILE = 2_000_000
+"""Of prompts and responses; with more of them there are fewer samples, but one."""
 _UNFINISHED = "\ufffd"
 _LONGEST_CHARACTER = 8
 """Tokens after which a character that is still not whole is taken as it is."""
@@ -56,8 +58,11 @@ class Recorder:
         lost = [sample for group in dropped for sample in group][:DROPPED_PER_FILE]
         shown = [*samples[:SAMPLES_PER_FILE], *lost]
         prompts = self._decode_prompts([sample.prompt_ids for sample in shown])
-        described, budget = [], TOKENS_PER_FILE
+        described, budget, characters = [], TOKENS_PER_FILE, 0
         for number, (sample, prompt) in enumerate(zip(shown, prompts, strict=True)):
+            characters += len(prompt) + len(sample.response)
+            if described and characters > CHARACTERS_PER_FILE:
+                break
             said = describe(sample, prompt)
             if number >= len(shown) - len(lost):
                 said["dropped"] = (reasons or {}).get(sample.group_index, "dropped")

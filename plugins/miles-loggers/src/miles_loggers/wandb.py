@@ -111,7 +111,8 @@ class WandbLogger:
         if self._run is not None:
             import wandb
 
-            self._run.finish()
+            # Loggers are closed while the error that ends a run is on its way.
+            self._run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
             self._run = None
             # The library's own process writes files after a run has finished, and must not outlive this one.
             wandb.teardown()

@@ -31,7 +31,6 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
                 **ALGORITHM_OPTIONS,
                 **REWARD_OPTIONS,
                 **CRITIC_OPTIONS,
-                **DEBUG,
                 **ROUTING_OPTIONS,
                 **SAMPLING_OPTIONS,
                 **TEACHER_OPTIONS,
@@ -39,7 +38,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
             }.items()
         )
     ),
-    "Data, checkpoints, loggers and run folders": dict(sorted({**DATA, **PROMPTS, **LOGGING}.items())),
+    "Data, checkpoints, loggers and run folders": dict(sorted({**DATA, **PROMPTS, **LOGGING, **DEBUG}.items())),
     "Rollouts": ROLLOUTS,
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,
