@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from miles_core.config import DataOptions, EvaluationOptions, TrainingOptions
+from miles_core.config import DataOptions, DebugOptions, EvaluationOptions, TrainingOptions
 from miles_core.plugins.refs import PluginRef
 from miles_core.runtime.plan import PlacementPlan, RunPlan
 from miles_core.runtime.planning import Planned
@@ -40,7 +40,9 @@ def _version(ref: PluginRef) -> str:
 def _processes(plan: RunPlan) -> list[str]:
     placement = plan.placement
     unit = "GPU" if placement.device == "cuda" else "CPU worker"
-    rows = [f"{_count(placement.trainers, 'training rank')}, one {unit} each, {placement.communication}"]
+    rows = (
+        [f"{_count(placement.trainers, 'training rank')}, one {unit} each, {placement.communication}"] if placement.trainers else []
+    )
     if placement.critics:
         where = "on the same devices, in turn" if placement.colocate else "on devices of their own"
         rows.append(f"{_count(placement.critics, 'critic rank')}, {where}")
@@ -61,7 +63,7 @@ def _offload(placement: PlacementPlan) -> str:
 def _batch(planned: Planned, plan: RunPlan) -> list[str]:
     batch = plan.batch
     training = planned.config.peek(TrainingOptions)
-    per_rank = batch.global_batch_size // plan.placement.trainers
+    per_rank = batch.global_batch_size // max(plan.placement.trainers, 1)
     micro = (
         f"up to {training.max_tokens_per_gpu} tokens"
         if training.use_dynamic_batch_size
@@ -86,7 +88,9 @@ def _critic_only(plan: RunPlan) -> str:
 
 
 def _data(planned: Planned) -> list[str]:
-    data = planned.config.peek(DataOptions)
+    data, replayed = planned.config.peek(DataOptions), planned.config.peek(DebugOptions).load_debug_rollout_data
+    if replayed is not None:
+        return [f"saved rollouts: {replayed}"]
     rows = [f"{data.prompt_data}: {_count(planned.prompt_rows or 0, 'row')}, before prompts that are too long are dropped"]
     if planned.eval_rows:
         interval = planned.config.peek(EvaluationOptions).eval_interval

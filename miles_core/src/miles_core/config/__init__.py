@@ -5,6 +5,7 @@ from miles_core.config.checkpoint import CheckpointOptions
 from miles_core.config.cluster import ClusterOptions
 from miles_core.config.critic import CriticOptions
 from miles_core.config.data import DataOptions
+from miles_core.config.debug import DebugOptions
 from miles_core.config.evaluation import EvaluationOptions
 from miles_core.config.logging import LoggingOptions
 from miles_core.config.plugins import PluginOptions
@@ -31,6 +32,7 @@ CORE_GROUPS: tuple[type, ...] = (
     EvaluationOptions,
     CheckpointOptions,
     LoggingOptions,
+    DebugOptions,
     RunOptions,
 )
 """All of core's option groups, in the order of ``--help``."""
@@ -42,6 +44,7 @@ __all__ = [
     "ClusterOptions",
     "CriticOptions",
     "DataOptions",
+    "DebugOptions",
     "EvaluationOptions",
     "LoggingOptions",
     "PluginOptions",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from miles_core.config import (
     DataOptions,
+    DebugOptions,
     LoggingOptions,
     RewardOptions,
     RolloutOptions,
@@ -21,6 +23,8 @@ from miles_core.config import (
 from miles_core.data.source import Keys, PromptSet, PromptSource
 from miles_core.data.supervised import SupervisedSource
 from miles_core.data.tokens import PromptTokenizer
+from miles_core.debug.paths import fill
+from miles_core.debug.rollout_file import write_rollout
 from miles_core.options import Config
 from miles_core.plugins import PluginRef, create
 from miles_core.protocols import Advantage, Reward
@@ -93,6 +97,9 @@ class RolloutManager:
             self._plan.checkpoint, apply_chat_template=data.apply_chat_template, template_options=data.apply_chat_template_kwargs
         )
         self._tokenizer = tokenizer
+        details = self._config.get(DebugOptions).dump_details
+        if details is not None:
+            tokenizer.tokenizer.save_pretrained(Path(details).expanduser() / "tokenizer")
         self._recorder = Recorder(self._plan.run_dir / "samples", self._decode, tokenizer.decode_all)
         keys = Keys(data.input_key, data.label_key, data.metadata_key, data.tool_key)
         assert data.prompt_data is not None
@@ -153,6 +160,7 @@ class RolloutManager:
         if self._collector is None:
             samples = self._supervised.next_samples(count)
             metrics = {"perf/rollout_time": time.perf_counter() - started}
+            self._save_samples(rollout_id, samples, metrics)
             examples = self._recorder.write(f"rollout_{rollout_id}", samples)
             return RolloutResult(self._rows(samples, None), metrics, examples[:EXAMPLES])
         options = self._config.get(RolloutOptions)
@@ -185,6 +193,7 @@ class RolloutManager:
         penalty = self._overlong()
         if penalty is not None:
             metrics["rollout/overlong_penalty"] = statistics.fmean(map(penalty, samples))
+        self._save_samples(rollout_id, samples, metrics)
         rows = self._rows(samples, penalty)
         dropped = [group for group in collected.finished if group[0].group_index in collected.reasons]
         examples = self._recorder.write(f"rollout_{rollout_id}", samples, dropped, collected.reasons)
@@ -196,6 +205,7 @@ class RolloutManager:
         assert self._grader is not None
         options, rewards = self._config.get(RolloutOptions), self._config.get(RewardOptions)
         metrics: dict[str, float] = {}
+        generated: list[Sample] = []
         finished, total = 0, sum(len(p) * e.n_samples_per_eval_prompt for e, p in self._sets)
         self._advance(0, total)
         key = rewards.eval_reward_key or rewards.reward_key
@@ -213,6 +223,8 @@ class RolloutManager:
             metrics |= evaluation_metrics(each.name, samples)
             metrics |= optional_evaluation_metrics(each.name, groups, self._config.get(LoggingOptions))
             self._recorder.write(f"eval_{each.name}_{rollout_id + 1}", samples)
+            generated += samples
+        self._save_samples(f"eval_{rollout_id + 1}", generated, metrics)
         return metrics
 
     def state(self) -> dict[str, Any]:
@@ -284,6 +296,12 @@ class RolloutManager:
         limit = self._config.get(RolloutOptions).rollout_max_response_len
         assert limit is not None
         return OverlongShaping(limit, options.overlong_buffer_ratio, options.overlong_penalty_factor)
+
+    def _save_samples(self, rollout_id: int | str, samples: Sequence[Sample], metrics: Mapping[str, float]) -> None:
+        """``--save-debug-rollout-data``: what is left to do is to make rows of them."""
+        template = self._config.get(DebugOptions).save_debug_rollout_data
+        if template is not None:
+            write_rollout(fill(template, rollout_id=rollout_id), rollout_id, samples, metrics)
 
     def _rows(self, samples: Sequence[Sample], penalty: OverlongShaping | None) -> list[TrainRow]:
         if "convert" in self._hooks:

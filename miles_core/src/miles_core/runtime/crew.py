@@ -166,7 +166,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     urls = supervisor.wait(starts, "engines to start", START_TIMEOUT)
     crew.info = supervisor.wait([crew.rollout.start.remote(urls)], "the rollout manager to start", START_TIMEOUT)[0]
     infos: Sequence[dict[str, Any]] = supervisor.wait(setups, "trainers to load the model", START_TIMEOUT)
-    crew.data_size = infos[0]["data_size"]
+    crew.data_size = infos[0]["data_size"] if crew.trainers else 1
     crew.critic_data_size = infos[len(crew.trainers)]["data_size"] if crew.critics else 0
     return crew
 
@@ -190,7 +190,7 @@ def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
     """Processes of one kind work at the same time and share the machine's cores; the kinds take turns."""
     env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
     if placement.device == "cpu":
-        env["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // concurrent))
+        env["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // max(concurrent, 1)))
         env["CUDA_VISIBLE_DEVICES"] = ""
     return env
 

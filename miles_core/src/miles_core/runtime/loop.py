@@ -85,7 +85,9 @@ class Loop:
         return rollout
 
     def train(self, rollout_id: int, rollout: dict[str, Any]) -> dict[str, float]:
-        """Optimizer steps on one rollout; returns the rollout's metrics of the trainers."""
+        """Optimizer steps on one rollout; returns the rollout's metrics of the trainers, none without any."""
+        if not self.crew.trainers:
+            return {}
         with self._phase("offload", rollout_id):
             if self.plan.placement.offload_rollout and self.crew.engines:
                 self.crew.all_engines("release_memory", what="engines to release memory")
@@ -109,7 +111,7 @@ class Loop:
 
     def publish(self, rollout_id: int) -> None:
         """Give the engines the trainers' weights as a new version."""
-        if not self.crew.engines:
+        if not (self.crew.engines and self.crew.trainers):
             return
         placement = self.plan.placement
         self.version += 1

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from miles_core.config import AlgorithmOptions, LoggingOptions, PluginOptions, RewardOptions, RunOptions, SamplingOptions
+from miles_core.config import (
+    AlgorithmOptions,
+    ClusterOptions,
+    DebugOptions,
+    LoggingOptions,
+    PluginOptions,
+    RewardOptions,
+    RunOptions,
+    SamplingOptions,
+)
 from miles_core.errors import MilesError, PluginError, UsageErrors
 from miles_core.options import Config
 from miles_core.options.resolve import Resolved
@@ -19,6 +28,7 @@ from miles_core.runtime.checks.batch import check_batch
 from miles_core.runtime.checks.checkpoint import check_checkpoint
 from miles_core.runtime.checks.critic import check_critic
 from miles_core.runtime.checks.data import check_prompts
+from miles_core.runtime.checks.debug import check_debug, check_memory_device, check_saved_rollouts
 from miles_core.runtime.checks.evaluation import check_evaluation
 from miles_core.runtime.checks.placement import Machine, check_placement
 from miles_core.runtime.checks.ranges import check_partners, check_ranges
@@ -73,21 +83,25 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
     report = Report(resolved.config, resolved.selection)
     report.errors += resolved.errors
     report.warnings += resolved.warnings
+    check_debug(report)
     check_ranges(report)
     check_partners(report)
     check_algorithm(report)
     check_relevance(report)
     _check_reward(report)
     placement, trainers = check_placement(report, Machine.here() if machine is None else machine)
+    check_memory_device(report, report.peek(ClusterOptions).device)
     checkpoint = check_checkpoint(report)
     check_sampling(report)
     check_teacher(report)
     check_true_on_policy(report)
     check_routing(report)
-    prompt_rows = check_prompts(report)
+    replays = report.peek(DebugOptions).load_debug_rollout_data is not None
+    prompt_rows = None if replays else check_prompts(report)
     eval_rows = check_evaluation(report)
     batch = check_batch(report, trainers, prompt_rows)
     state = check_resume(report, checkpoint)
+    check_saved_rollouts(report, batch, state.rollout_id + 1 if state else 0)
     check_critic(report, state)
     _configure(report, resolved)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from miles_core.config import TrainingOptions
+from miles_core.config import DebugOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.runtime.identity import ProcessIdentity, recorded_async
 from miles_core.runtime.plan import RunPlan
@@ -39,9 +39,11 @@ class RolloutProcess:
     @recorded_async
     async def start(self, urls: Sequence[str]) -> Any:
         """Read the data and connect to the engines."""
+        from miles_core.debug.replay import ReplayedRollouts
         from miles_core.rollout.manager import RolloutManager
 
-        self._manager = RolloutManager(self.config, self.plan)
+        replays = self.config.get(DebugOptions).load_debug_rollout_data is not None
+        self._manager = (ReplayedRollouts if replays else RolloutManager)(self.config, self.plan)
         return await self._manager.start(urls)
 
     @recorded_async

@@ -20,6 +20,7 @@ class TrainerProcess(RankProcess):
     @recorded
     def setup(self, address: tuple[str, int]) -> dict[str, Any]:
         """Join the other ranks, build the model, and load the run state when the plan resumes one."""
+        from miles_core.debug.watch import TrainingWatch
         from miles_core.plugins import create
         from miles_core.protocols import ModelSpec
         from miles_core.training.trainer import Trainer
@@ -41,7 +42,8 @@ class TrainerProcess(RankProcess):
         )
         function = plugins.functions.get("data_postprocess")
         hook = create(function, self.config) if function is not None else None
-        self.trainer = Trainer(self.config, self.backend, loss, advantage, hook)
+        self._watch = TrainingWatch(self.config, self.plan.run_dir, self.rank, self.backend.device)
+        self.trainer = Trainer(self.config, self.backend, loss, advantage, hook, self._watch)
         if self.plan.resume_from is not None:
             self.backend.load(self.plan.resume_from / "trainer")
         self._publisher: Any = None
@@ -118,7 +120,8 @@ class TrainerProcess(RankProcess):
 
     @recorded
     def close(self) -> None:
-        """End well: transports, backend and process group."""
+        """End well: what was recorded, transports, backend and process group."""
+        self._watch.close()
         if self._publisher is not None:
             self._publisher.close()
         super().close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 
@@ -31,13 +31,15 @@ class TrainReport:
 
 @dataclass
 class Clock:
-    """Seconds by phase; a phase may be entered again."""
+    """Seconds by phase; a phase may be entered again. ``watch`` makes a context that each phase runs in."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    watch: Callable[[str], AbstractContextManager[object]] = nullcontext
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Time what runs inside."""
         started = time.perf_counter()
-        yield
+        with self.watch(phase):
+            yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started

@@ -69,10 +69,10 @@ class RankBatch:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A few large arrays travel between processes many times faster than thousands of small ones.
-        return _joined, (self.rollout_id, self.steps, self.counts, _columns(self.rows))
+        return from_columns, (self.rollout_id, self.steps, self.counts, to_columns(self.rows))
 
 
-def _columns(rows: Sequence[TrainRow]) -> dict[str, np.ndarray]:
+def to_columns(rows: Sequence[TrainRow]) -> dict[str, np.ndarray]:
     """The rows as arrays: one entry per row, or all rows' tokens end to end."""
     columns = {
         "index": np.array([row.index for row in rows], np.int64),
@@ -112,9 +112,10 @@ def _arrays(columns: Mapping[str, np.ndarray], name: str, lengths: str = "respon
     return [next(present) if there else None for there in has]
 
 
-def _joined(
-    rollout_id: int, steps: tuple[tuple[int, ...], ...], counts: tuple[StepCount, ...], columns: dict[str, np.ndarray]
+def from_columns(
+    rollout_id: int, steps: tuple[tuple[int, ...], ...], counts: tuple[StepCount, ...], columns: Mapping[str, np.ndarray]
 ) -> RankBatch:
+    """Undoes :func:`to_columns`."""
     tokens = np.split(columns["tokens"], np.cumsum(columns["lengths"])[:-1])
     mask = np.split(columns["mask"], np.cumsum(columns["response_lengths"])[:-1])
     log_probs = _arrays(columns, ROLLOUT)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_core.config import ClusterOptions, CriticOptions
+from miles_core.config import ClusterOptions, CriticOptions, DebugOptions
 from miles_core.plugins.refs import PluginRef
 from miles_core.runtime.checks.critic import critic_ranks
 from miles_core.runtime.checks.report import Report
@@ -58,7 +58,8 @@ def _gpus() -> int:
 def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | None, int]:
     """The placement, and the number of training ranks, which is known even when the rest is wrong."""
     cluster = report.peek(ClusterOptions)
-    trainers = max(cluster.actor_num_nodes, 1) * max(cluster.actor_num_gpus_per_node, 1)
+    alone = report.peek(DebugOptions).debug_rollout_only
+    trainers = 1 if alone else max(cluster.actor_num_nodes, 1) * max(cluster.actor_num_gpus_per_node, 1)
     device = _device(report, machine)
     report.derive(ClusterOptions, device=device)
     _capabilities(report, device)
@@ -70,7 +71,7 @@ def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | N
     per_engine = max(cluster.rollout_num_gpus_per_engine, 1)
     plan = PlacementPlan(
         device=device,
-        trainers=trainers,
+        trainers=0 if alone else trainers,
         engines=engines,
         devices_per_engine=per_engine,
         colocate=cluster.colocate and engines > 0,

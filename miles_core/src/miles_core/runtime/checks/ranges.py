@@ -13,6 +13,7 @@ from miles_core.config import (
     ClusterOptions,
     CriticOptions,
     DataOptions,
+    DebugOptions,
     EvaluationOptions,
     RewardOptions,
     RolloutOptions,
@@ -40,6 +41,10 @@ def _between(low: float, high: float, open_low: bool = False) -> tuple[Test, str
 
 
 RANGES: dict[type, dict[str, tuple[Test, str]]] = {
+    DebugOptions: {
+        "load_debug_rollout_data_subsample": _between(0, 1, open_low=True),
+        "memory_snapshot_num_steps": _at_least(1),
+    },
     ClusterOptions: dict.fromkeys(
         (
             *("actor_num_nodes", "actor_num_gpus_per_node", "rollout_num_gpus", "rollout_num_gpus_per_engine", "num_gpus_per_node"),

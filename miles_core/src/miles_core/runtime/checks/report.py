@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from miles_core.config import EvaluationOptions
+from miles_core.config import DebugOptions, EvaluationOptions
 from miles_core.errors import MilesError, UsageError
 from miles_core.options import Config
 from miles_core.options.option import options_of
@@ -77,7 +77,7 @@ class Report:
     @property
     def has_critic(self) -> bool:
         """Whether a critic is trained besides the actor."""
-        return self.selection.has_critic
+        return self.selection.has_critic and not self.peek(DebugOptions).debug_rollout_only
 
     @property
     def evaluates(self) -> bool:
@@ -87,7 +87,9 @@ class Report:
     @property
     def generates(self) -> bool:
         """Whether the run has engines and a reward. Not known, and so not asked for, while the loss failed to load."""
-        return self.selection.loss is not None and (not self.supervised or self.evaluates)
+        if self.selection.loss is None or self.peek(DebugOptions).debug_train_only:
+            return False
+        return not self.supervised or self.evaluates
 
 
 def flag_of(group: type, name: str) -> str:
