@@ -262,6 +262,11 @@ def test_languages(text: str, language: str | None) -> None:
     assert detect(text) == language
 
 
+@pytest.mark.parametrize(("response", "language", "expected"), [("yes", "en", True), ("yes", "ar", False), ("4 + 4", "ar", True)])
+def test_what_no_language_can_be_told_of(response: str, language: str, expected: bool) -> None:
+    assert followed(response, [("language:response_language", {"language": language})]) == [expected]
+
+
 def test_syllables() -> None:
     counts = {
         "cat": 1,
@@ -290,7 +295,7 @@ def test_public_responses(data: Callable[[str], list[dict[str, Any]]], grade: Ca
     ]
     found = grade("ifbench", samples)
     assert len(samples) == 293
-    assert sum(score.value == 1.0 for score in found if isinstance(score, Scored)) == 91
+    assert sum(score.value == 1.0 for score in found if isinstance(score, Scored)) == 83
     assert all(isinstance(score, Scored) for score in found)
 
 

@@ -57,6 +57,8 @@ _WORDS = {
 }
 _COMMON = {language: frozenset(words.split()) for language, words in _WORDS.items()}
 _DEVANAGARI = ("hi", "mr", "ne")
+LATIN = tuple(language for language in _COMMON if language not in _DEVANAGARI)
+"""Languages in Latin letters that are told apart."""
 _LETTERS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 LOOKED_AT = 20_000
 """Characters of a text that decide."""
@@ -70,7 +72,7 @@ def detect(text: str) -> str | None:
         return None
     lower = text.lower()
     if script == "latin":
-        return _commonest(lower, [each for each in _COMMON if each not in _DEVANAGARI])
+        return _commonest(lower, LATIN)
     if script == "devanagari":
         return _commonest(lower, _DEVANAGARI) or "hi"
     if script == "cyrillic":
@@ -99,9 +101,9 @@ def _script(text: str) -> str | None:
     return "ja" if counts["ja"] and counts["han"] else max(counts, key=lambda script: counts[script])
 
 
-def _commonest(text: str, languages: object) -> str | None:
+def _commonest(text: str, languages: tuple[str, ...]) -> str | None:
     words = text.split() if languages is _DEVANAGARI else _LETTERS.findall(text)
     counts = Counter(words)
-    hits = {each: sum(counts[word] for word in _COMMON[each]) for each in languages}  # type: ignore[attr-defined]
+    hits = {each: sum(counts[word] for word in _COMMON[each]) for each in languages}
     best = max(hits, key=lambda each: hits[each])
     return best if hits[best] else None
