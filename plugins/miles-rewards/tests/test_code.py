@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from miles_core.config import RewardOptions
+from miles_core.errors import UsageError
 from miles_core.options import Config
 from miles_core.samples import Invalid, Sample, Score, Scored
 from miles_rewards.code.cases import read_cases
@@ -138,6 +139,7 @@ def test_the_sample_has_a_deadline() -> None:
         "open('{outside}', 'w').write('x')",
         "import os\nos.unlink('{outside}')",
         "import os\nos.listdir('/proc')",
+        "open('/etc/passwd').read()",
         "import os\nos.rename('x', '{outside}')",
     ],
 )
@@ -228,6 +230,15 @@ def test_no_tests_are_invalid_and_no_program_is_wrong() -> None:
 )
 def test_same_value(returned: Any, expected: Any, same: bool) -> None:
     assert same_value(returned, expected) is same
+
+
+@contained
+def test_a_kernel_that_contains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No machine can be had here whose kernel offers less.
+    monkeypatch.setattr("miles_rewards.code.reward.probe", lambda limits: ("files", "the network"))
+    with pytest.raises(UsageError, match=r"M297.*kept from files and the network"):
+        run(RIGHT)
+    assert value(run(RIGHT, code_unsandboxed=True)) == 1.0
 
 
 def test_option_errors() -> None:

@@ -91,6 +91,12 @@ def test_the_plugin_imports_nothing_heavy() -> None:
         ({"rm_type": "sum", "sum_of": ["math", "math=2"]}, ["M291"]),
         ({"rm_type": "sum", "sum_of": ["math", "sum"]}, ["M291"]),
         ({"rm_type": "sum", "sum_of": ["miles-rewards:dapo"]}, ["M290"]),
+        ({"rm_type": "remote_rm", "label_key": None}, ["M295"]),
+        ({"rm_type": "boxed_remote_rm"}, ["M295"]),
+        ({"rm_type": "judge"}, ["M295", "M296"]),
+        ({"rm_type": "code", "label_key": None}, []),
+        ({"rm_type": "ifbench", "label_key": None}, []),
+        ({"rm_type": "sum", "sum_of": ["math", "remote_rm=0.5"]}, ["M295"]),
         ({"label_key": None, "reward_timeout": -1, "reward_workers": -1}, ["M239", "M238", "M238"]),
     ],
 )

@@ -19,6 +19,18 @@ class FormatOptions:
 
 
 @dataclass(frozen=True)
+class LengthOptions:
+    """Length reward"""
+
+    length_free: int = option(0, flag="--length-free", help="Tokens of a response that cost nothing.")
+    length_limit: int | None = option(
+        None,
+        flag="--length-limit",
+        help="Tokens from which on a response earns nothing; --rollout-max-response-len when not given.",
+    )
+
+
+@dataclass(frozen=True)
 class SumOptions:
     """Sum of rewards"""
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 from collections.abc import Iterator, Sequence
 
-from miles_core.config import DataOptions, PluginOptions, RewardOptions
+from miles_core.config import DataOptions, PluginOptions, RewardOptions, RolloutOptions
 from miles_core.errors import UsageError
 from miles_core.options import Config
 from miles_core.plugins import CommandRecord, RewardRecord, hookimpl
@@ -15,7 +15,7 @@ from miles_core.plugins.index import PluginIndex, closest
 from miles_rewards.code.options import CodeOptions, code_errors
 from miles_rewards.ifbench.options import IfbenchOptions
 from miles_rewards.judge.options import JudgeOptions, judge_errors
-from miles_rewards.options import FormatOptions, SumOptions
+from miles_rewards.options import FormatOptions, LengthOptions, SumOptions
 from miles_rewards.parts import parse_parts
 from miles_rewards.remote.options import RemoteOptions, RequestOptions, address_errors, request_errors, token_errors
 
@@ -76,6 +76,7 @@ def miles_reward() -> Sequence[RewardRecord]:
         RewardRecord(
             "judge", "miles_rewards.judge.reward:create", (JudgeOptions, RequestOptions), "the verdict of a language model, 0 to 1"
         ),
+        RewardRecord("length", "miles_rewards.length:create", LengthOptions, "1.0 for short responses, falling to 0.0 at a limit"),
         RewardRecord(
             "math", "miles_rewards.mathematics.reward:create", None, "1.0 when the last \\boxed{} equals the label, by value"
         ),
@@ -89,7 +90,7 @@ def miles_reward() -> Sequence[RewardRecord]:
         RewardRecord(
             "sum",
             "miles_rewards.total:create",
-            (SumOptions, FormatOptions, IfbenchOptions, RemoteOptions, RequestOptions, JudgeOptions, CodeOptions),
+            (SumOptions, FormatOptions, LengthOptions, IfbenchOptions, RemoteOptions, RequestOptions, JudgeOptions, CodeOptions),
             "several rewards, each times its weight, added up",
         ),
     ]
@@ -162,9 +163,21 @@ def option_errors(name: str, config: Config) -> list[UsageError]:
         errors += judge_errors(judge, owner)
     if used & {"remote_rm", "judge"}:
         errors += request_errors(config.get(RequestOptions), owner)
+    if "length" in used:
+        errors += _length_errors(config)
     if "code" in used:
         errors += code_errors(config.get(CodeOptions), owner)
     return errors
+
+
+def _length_errors(config: Config) -> Iterator[UsageError]:
+    options = config.get(LengthOptions)
+    limit = options.length_limit
+    if limit is None:
+        limit = config.get(RolloutOptions).rollout_max_response_len
+    if limit is None or not 0 <= options.length_free < limit:
+        what = f"--length-free {options.length_free} is not below the limit" if limit is not None else "reward length has no limit"
+        yield UsageError("M238", what, owner=_owner(), why=f"the limit is {limit or 'not given'}", fix="give --length-limit")
 
 
 def _sum_errors(words: Sequence[str]) -> Iterator[UsageError]:

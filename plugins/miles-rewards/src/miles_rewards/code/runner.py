@@ -118,5 +118,7 @@ def _run(told: dict[str, Any], stdin: bytes, limits: Limits, allowed: int) -> En
 
 
 def _readable() -> list[str]:
-    """Folders of Python and of the system's libraries: what a program may read."""
-    return sorted({sys.prefix, sys.base_prefix, *(p for p in sys.path if "site-packages" in p), "/usr", "/lib", "/lib64", "/etc"})
+    """Python, its packages and the system's libraries: what a program may read."""
+    packages = (path for path in sys.path if "site-packages" in path)
+    system = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime")
+    return sorted({sys.prefix, sys.base_prefix, *packages, *system})
