@@ -26,7 +26,7 @@ class LengthOptions:
     length_limit: int | None = option(
         None,
         flag="--length-limit",
-        help="Tokens from which on a response earns nothing; --rollout-max-response-len when not given.",
+        help="Tokens at which a response earns nothing; --rollout-max-response-len when not given.",
     )
 
 
