@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from miles_core.config import ClusterOptions
 from miles_core.options import Source
-from miles_core.runtime.checks import placement as module
-from miles_core.runtime.checks.placement import Machine, visible_gpus
+from miles_core.runtime.checks.placement import Machine
 
 GPUS = Machine(cpus=8, gpus=4)
 
@@ -136,28 +134,3 @@ def test_a_supervised_run_has_no_engines(cli) -> None:
     found = cli.plan(cli.but("--loss-type imitate", drop=["--colocate", "--rm-type"])).plan
     assert (found.placement.engines, found.placement.devices, found.placement.offload_train) == (0, 2, False)
     assert (found.plugins.engine, found.plugins.advantage, found.plugins.reward) == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [(None, 4), ("", 0), ("-1", 0), ("0", 1), ("0,1", 2), ("0,-1,2", 1), ("GPU-abc", 1)],
-)
-def test_visible_gpus(visible: str | None, expected: int) -> None:
-    assert visible_gpus(4, visible) == expected
-
-
-def test_gpus_are_counted_from_the_drivers_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    proc, dev = tmp_path / "gpus", tmp_path / "dev"
-    dev.mkdir()
-    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
-        (dev / name).touch()
-    real = module.Path
-    monkeypatch.setattr(module, "Path", lambda text: {"/dev": dev, "/proc/driver/nvidia/gpus": proc}.get(text) or real(text))
-    assert Machine.here({}).gpus == 2
-    assert Machine.here({"CUDA_VISIBLE_DEVICES": "1"}).gpus == 1
-    for name in ("0000:01", "0000:02", "0000:03"):
-        (proc / name).mkdir(parents=True)
-    assert Machine.here({}).gpus == 2, "a container has two of the host's three"
-    for name in ("nvidia0", "nvidia1"):
-        (dev / name).unlink()
-    assert Machine.here({}).gpus == 3

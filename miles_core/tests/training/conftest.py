@@ -82,6 +82,7 @@ class Kit:
         rollout=None,
         algorithm=None,
         function=None,
+        watch=None,
         **training,
     ) -> Trainer:
         """A trainer around a toy model that is set up, with plain SGD."""
@@ -92,7 +93,7 @@ class Kit:
         )
         backend = backend_class(config, optimizer="sgd")
         backend.setup(ModelSpec(checkpoint=self.checkpoint, train_steps=10, copies=("ref",)))
-        return Trainer(config, backend, loss or ClippedLoss(), advantage or RewardAdvantage(), function)
+        return Trainer(config, backend, loss or ClippedLoss(), advantage or RewardAdvantage(), function, watch)
 
     def critic(
         self, loss=None, *, per_token=False, algorithm=None, dtype=torch.float32, optimizer="sgd", **training

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from miles_core.accelerator.vendors import vendor
 from miles_core.config import TrainingOptions
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
@@ -138,7 +139,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
         actor = _on(EngineProcess, placement, slot, ENGINE_SHARE).remote(identity, config, plan.plugins.engine)
         crew.engines.append(actor)
         supervisor.watch(identity, actor)
-    identity = ProcessIdentity("rollout", 0, run_dir, {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    identity = ProcessIdentity("rollout", 0, run_dir, {**vendor().hidden(), "OMP_NUM_THREADS": "1"})
     crew.rollout = ray.remote(RolloutProcess).options(num_cpus=0).remote(identity, config, plan)
     supervisor.watch(identity, crew.rollout)
     supervisor.learn_pids()
@@ -191,7 +192,7 @@ def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
     env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
     if placement.device == "cpu":
         env["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // max(concurrent, 1)))
-        env["CUDA_VISIBLE_DEVICES"] = ""
+        env |= vendor().hidden()
     return env
 
 

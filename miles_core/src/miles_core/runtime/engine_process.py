@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+from miles_core.accelerator.vendors import visible_ids
 from miles_core.options import Config
 from miles_core.plugins.refs import PluginRef
 from miles_core.protocols import EngineLaunch
@@ -27,10 +27,8 @@ class EngineProcess(Watched):
 
         from miles_core.plugins import create
 
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        devices = tuple(int(d) for d in visible.split(",") if d.strip().isdigit())
         self._engine: Any = create(self._ref, self.config)
-        return str(self._engine.start(dataclasses.replace(launch, devices=devices)))
+        return str(self._engine.start(dataclasses.replace(launch, devices=visible_ids())))
 
     @recorded
     def call(self, method: str, *args: Any) -> Any:

@@ -130,6 +130,11 @@ def recorded_async(method: F) -> F:
     return call  # type: ignore[return-value]
 
 
+def meeting_address(spans_nodes: bool) -> str:
+    """Where the ranks of a model meet: loopback within one node, unless ``MILES_HOST_IP`` says something else."""
+    return host_address() if spans_nodes or os.environ.get("MILES_HOST_IP") else "127.0.0.1"
+
+
 def host_address() -> str:
     """The address that other nodes reach this process at: ``MILES_HOST_IP``, else what Ray uses for this node."""
     override = os.environ.get("MILES_HOST_IP")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from miles_core.config import ClusterOptions, TrainingOptions
 from miles_core.options import Config
-from miles_core.runtime.identity import ProcessIdentity, free_port, host_address, recorded
+from miles_core.runtime.identity import ProcessIdentity, free_port, meeting_address, recorded
 from miles_core.runtime.plan import RunPlan
 from miles_core.runtime.watch import Watched
+
+_log = logging.getLogger(__name__)
 
 
 class RankProcess(Watched):
@@ -30,8 +33,8 @@ class RankProcess(Watched):
 
     @recorded
     def rendezvous(self, spans_nodes: bool) -> tuple[str, int]:
-        """Address and port at which the ranks meet; asked of rank 0. Loopback unless the run spans nodes."""
-        host = host_address() if spans_nodes else "127.0.0.1"
+        """Address and port at which the ranks meet; asked of rank 0. See :func:`meeting_address`."""
+        host = meeting_address(spans_nodes)
         return host, free_port(host)
 
     def join(self, address: tuple[str, int], world: int) -> None:
@@ -39,12 +42,16 @@ class RankProcess(Watched):
         import torch
         import torch.distributed as dist
 
+        from miles_core.accelerator.device import accelerator_of, rank_device
+
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         host, port = address
         minutes = self.config.get(ClusterOptions).distributed_timeout_minutes
-        backend = "gloo" if self.plan.placement.communication == "gloo" else "cpu:gloo,cuda:nccl"
+        here = accelerator_of(self.plan.placement.device)
+        if here.count() > 0 and (cpus := here.pin_to_node(rank_device(self.rank, here.type))):
+            _log.info("kept on the %d CPUs beside the %s device", len(cpus), here.name)
         dist.init_process_group(
-            backend,
+            here.groups(self.plan.placement.communication),
             init_method=f"tcp://{f'[{host}]' if ':' in host else host}:{port}",
             rank=self.rank,
             world_size=world,

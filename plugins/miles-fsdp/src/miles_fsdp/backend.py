@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from miles_core.accelerator.device import accelerator_of, rank_device
 from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import RunError
 from miles_core.numerics.model import check_place
@@ -77,8 +78,7 @@ class FsdpBackend:
             UsageError: the checkpoint does not fit (M340, M342, M343, M345), or asks for what is not there (M341, M435).
         """
         self._spec = spec
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        accelerator_of(self.device).use(self.device)
         self._compute = _precision(self._options.precision, self.device)
         self._exact = self._config.get(TrainingOptions).true_on_policy_mode and not spec.value_head
         if self._exact:
@@ -274,7 +274,7 @@ class FsdpBackend:
         tensors = [local(param) for param in self._sets["actor"].parameters()] + self._optimizer.storage()
         freed = self._parking["actor"].out(tensors)
         gc.collect()
-        torch.cuda.empty_cache()
+        accelerator_of(self.device).release_cache()
         _log.debug("offloaded %d bytes", freed)
 
     def onload(self) -> None:
@@ -320,12 +320,8 @@ def _reshard(policy: Policy) -> None:
 
 
 def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        groups = dist.get_backend_config() if dist.is_initialized() else ""
-        wanted = "cuda" if torch.cuda.is_available() and "nccl" in groups else "cpu"
-    if wanted == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", dist.get_rank() % torch.cuda.device_count())
+    groups = dist.get_backend_config() if dist.is_initialized() else ""
+    return rank_device(dist.get_rank() if dist.is_initialized() else 0, wanted, groups)
 
 
 def _precision(wanted: str, device: torch.device) -> torch.dtype:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from miles_core.accelerator.device import accelerator_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -58,8 +60,8 @@ class Parking:
         self._parked = []
 
     def _wait(self) -> None:
-        if any(storage.device.type == "cuda" for storage, _ in self._places.values()):
-            torch.cuda.synchronize()
+        for kind in {storage.device.type for storage, _ in self._places.values()}:
+            accelerator_of(kind).synchronise()
 
 
 def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:

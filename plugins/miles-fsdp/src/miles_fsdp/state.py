@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
+from miles_core.accelerator.device import accelerator
 from miles_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,12 +121,14 @@ def _misfit(directory: Path, why: str) -> UsageError:
 
 def _random_state() -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    here = accelerator()
+    if (device := here.random_state()) is not None:
+        state[here.type] = device
     return state
 
 
 def _set_random_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    here = accelerator()
+    if here.type in state.keys() - {"cpu"}:
+        here.set_random_state(state[here.type])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from miles_core.accelerator.device import accelerator_of
 from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import MilesError, RunError
 from miles_core.options import Config
@@ -61,8 +62,7 @@ class TransformersEngine:
         if options.threads:
             torch.set_num_threads(options.threads)
         device = device_of(self._config.get(ClusterOptions).device, launch.devices)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        accelerator_of(device).use(device)
         exact = self._config.get(TrainingOptions).true_on_policy_mode
         attention = "sdpa" if exact else options.attn_implementation
         self.model = load_model(launch.model, device, options.dtype, attention, invariant=exact)
@@ -246,8 +246,7 @@ class TransformersEngine:
             raise MilesError("M454", f"cannot {doing} now", owner=OWNER, why=why, fix="pause the engine in mode abort or retract")
 
     def _empty_cache(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        accelerator_of(self.model.device).release_cache()
 
 
 def _tags(tags: Sequence[str]) -> set[str]:

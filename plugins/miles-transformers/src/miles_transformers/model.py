@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miles_core.accelerator.device import accelerator, accelerator_of
 from miles_core.errors import RunError, UsageError
 from miles_core.numerics.model import check_place, make_invariant
 from miles_transformers.attention import install
@@ -91,17 +91,14 @@ def device_of(setting: str, devices: tuple[int, ...]) -> torch.device:
     Raises:
         UsageError: ``M451``, more than one device, or none where one is asked for.
     """
-    if setting == "cpu" or (setting == "auto" and (not devices or not torch.cuda.is_available())):
+    if setting == "cpu" or (setting == "auto" and (not devices or accelerator().type == "cpu")):
         return torch.device("cpu")
     if len(devices) > 1:
         fix = "set --rollout-num-gpus-per-engine 1"
         raise UsageError("M451", f"one transformers engine was given the GPUs {list(devices)}", owner=OWNER, fix=fix)
-    if not torch.cuda.is_available():
+    if accelerator().type == "cpu":
         raise UsageError("M451", "--device is cuda and PyTorch sees no GPU", owner=OWNER, fix="set --device cpu")
-    visible = [d.strip() for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.strip()]
-    physical = str(devices[0]) if devices else "0"
-    index = visible.index(physical) if physical in visible else 0 if visible else int(physical)
-    return torch.device("cuda", index)
+    return accelerator().device(accelerator().local_index(devices[0] if devices else 0))
 
 
 def load_model(path: Path, device: torch.device, dtype: str, attention: str, *, invariant: bool = False) -> LoadedModel:
@@ -219,8 +216,9 @@ def cache_tokens(model: LoadedModel, asked: int, share: float, rows: int) -> int
         tokens = asked
     else:
         if model.device.type == "cuda":
-            torch.cuda.empty_cache()
-            free, _ = torch.cuda.mem_get_info(model.device)
+            found = accelerator_of(model.device)
+            found.release_cache()
+            free = found.memory(model.device).free
         else:
             import psutil
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from miles_core.accelerator.vendors import usable_gpus
 from miles_core.config import ClusterOptions, CriticOptions, DebugOptions
 from miles_core.plugins.refs import PluginRef
 from miles_core.runtime.checks.critic import critic_ranks
@@ -27,32 +25,8 @@ class Machine:
 
     @classmethod
     def here(cls, environment: Mapping[str, str] | None = None) -> Machine:
-        """This machine, as ``CUDA_VISIBLE_DEVICES`` shows it."""
-        environment = os.environ if environment is None else environment
-        return cls(usable_cpus(), visible_gpus(_gpus(), environment.get("CUDA_VISIBLE_DEVICES")))
-
-
-def visible_gpus(present: int, visible: str | None) -> int:
-    """How many of the ``present`` GPUs ``CUDA_VISIBLE_DEVICES`` leaves: ids count up to the first that is negative."""
-    if visible is None:
-        return present
-    count = 0
-    for part in (p.strip() for p in visible.split(",")):
-        if not part or part.startswith("-"):
-            break
-        count += 1
-    return min(present, count)
-
-
-def _gpus() -> int:
-    """NVIDIA GPUs by the driver's files. A container may show the host's in one place and its own in the other: the fewer count."""
-    counts = []
-    for folder, pattern in (("/proc/driver/nvidia/gpus", r".*"), ("/dev", r"nvidia\d+")):
-        try:
-            counts.append(sum(re.fullmatch(pattern, entry.name) is not None for entry in Path(folder).iterdir()))
-        except OSError:
-            continue
-    return min((count for count in counts if count), default=0)
+        """This machine, as ``CUDA_VISIBLE_DEVICES`` or ``HIP_VISIBLE_DEVICES`` shows it."""
+        return cls(usable_cpus(), usable_gpus(environment))
 
 
 def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | None, int]:

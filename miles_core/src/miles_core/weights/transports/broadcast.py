@@ -50,10 +50,11 @@ class BroadcastSender:
     slots = 2
 
     def __init__(self, host: str) -> None:
-        import torch
+        from miles_core.accelerator.device import accelerator
 
         self._host = host
-        self._device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        self._accelerator = accelerator()
+        self._device = self._accelerator.device()
         self._store: Any = None
         self._numbers = itertools.count()
         self._meeting: Meeting | None = None
@@ -73,8 +74,8 @@ class BroadcastSender:
             self._store = dist.TCPStore(  # type: ignore[attr-defined]
                 self._host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT
             )
-        backend = "nccl" if self._device.type == "cuda" else "gloo"
-        self._meeting = Meeting(self._host, self._store.port, next(self._numbers), receivers + 1, backend)
+        collectives = self._accelerator.collectives
+        self._meeting = Meeting(self._host, self._store.port, next(self._numbers), receivers + 1, collectives)
 
     def buffer(self, slot: int, nbytes: int) -> Buffer:
         """Memory of the device."""
@@ -120,10 +121,7 @@ class BroadcastSender:
     def end(self) -> None:
         """Give back the buffers."""
         self._buffers.clear()
-        if self._device.type == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+        self._accelerator.release_cache()
 
     def abort(self) -> None:
         """Leave the group; a new one is opened for the next publish."""
@@ -166,11 +164,10 @@ def init_group(meeting: Meeting, store: Any, rank: int) -> Any:
 
 
 def _join_as_sender(joined: Future[Any], device: torch.device, meeting: Meeting, store: Any) -> None:
-    import torch
+    from miles_core.accelerator.device import accelerator_of
 
     try:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        accelerator_of(device).use(device)
         joined.set_result(init_group(meeting, store, 0))
     except BaseException as error:
         joined.set_exception(error)

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
 def finish_copies(device: torch.device | str) -> None:
     """Return when everything queued on the current stream of ``device`` is done. Copies between CPU tensors are done already."""
-    import torch
+    from miles_core.accelerator.device import accelerator_of
 
-    if torch.device(device).type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+    accelerator_of(device).finish(device)
