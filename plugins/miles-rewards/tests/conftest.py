@@ -18,15 +18,25 @@ from miles_core.config import RewardOptions, RolloutOptions
 from miles_core.options import Config
 from miles_core.samples import Sample, Score
 from miles_rewards import plugin
+from miles_rewards.judge.options import JudgeOptions
+from miles_rewards.remote.options import RemoteOptions, RequestOptions
 
 Grade = Callable[..., list[Score]]
+NOBODY = "http://127.0.0.1:1/"
+"""An address where no server listens."""
 
 
 def make(name: str, *options: object) -> Any:
     """The reward of that name, as a run makes it."""
     record = {record.name: record for record in plugin.miles_reward()}[name]
     module, _, attribute = record.create.partition(":")
-    given = options or (RewardOptions(reward_timeout=20.0), RolloutOptions(rollout_max_response_len=100))
+    given = options or (
+        RewardOptions(reward_timeout=20.0),
+        RolloutOptions(rollout_max_response_len=100),
+        RemoteOptions(rm_url=NOBODY),
+        JudgeOptions(judge_url=NOBODY, judge_model="none"),
+        RequestOptions(rm_attempts=1, rm_timeout=5.0),
+    )
     return getattr(importlib.import_module(module), attribute)(Config.of(*given))
 
 

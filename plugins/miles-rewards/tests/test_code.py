@@ -193,6 +193,7 @@ def test_last_program(response: str, program: str | None) -> None:
         "assert (",
         [{"input": [1], "output": 1, "fn_name": "a b"}],
         ["x"] * 1001,
+        [{"input": 10**5000, "output": "x"}],
     ],
 )
 def test_tests_that_cannot_be_read(label: Any) -> None:

@@ -108,6 +108,12 @@ def test_places_in_texts_stay() -> None:
     assert user.endswith("|5")
 
 
+def test_a_label_without_a_text_is_invalid(serve: Callable[..., Any]) -> None:
+    server = serve(said("VERDICT: 1"))
+    assert isinstance(judge(server.url, Sample(response="x", label=10**5000)), Invalid)
+    assert server.seen == []
+
+
 def test_chats_are_shown_as_turns() -> None:
     user = messages(Sample(prompt=[{"role": "user", "content": "hi"}], response="x"), TEMPLATE, 1.0)[1]["content"]
     assert "user: hi" in user

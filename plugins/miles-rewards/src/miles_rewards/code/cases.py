@@ -111,7 +111,10 @@ def _lines(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return "\n".join(map(str, value))
+        return "\n".join(_lines(each) for each in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Ungradable(f"the input or output of a test is a {type(value).__name__}")
-    return str(value)
+    try:
+        return str(value)
+    except ValueError as error:
+        raise Ungradable(f"the input or output of a test cannot be written: {error}") from None

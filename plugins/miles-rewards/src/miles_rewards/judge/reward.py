@@ -51,9 +51,14 @@ class JudgeReward:
     async def _judge(self, sample: Sample) -> Score:
         if not isinstance(sample.response, str):
             return Invalid(f"the response is a {type(sample.response).__name__}, not text")
+        try:
+            asked = messages(sample, self._template, self._scale)
+        except ValueError as error:
+            # An integer of thousands of digits has no text.
+            return Invalid(f"the sample cannot be put into words: {error}")
         body = {
             "model": self._model,
-            "messages": messages(sample, self._template, self._scale),
+            "messages": asked,
             "temperature": 0,
             "max_tokens": self._max_tokens,
         }
