@@ -66,9 +66,12 @@ class Oracle:
             if prompt not in self._texts:
                 self._texts[prompt] = self.tokenizer.decode(list(prompt))
             text = self.answer(self._texts[prompt], request.params.sampling_seed or 0)
-            ids = [*self.tokenizer.encode(text, add_special_tokens=False), end][: request.params.max_new_tokens]
-            reason = FinishReason.STOP if ids[-1] == end else FinishReason.LENGTH
-            said = text + "<|im_end|>" if reason is FinishReason.STOP else text[: len(ids)]
+            stop = min((i + len(s) for s in request.params.stop if (i := text.find(s)) >= 0), default=None)
+            ids = self.tokenizer.encode(text[:stop], add_special_tokens=False)
+            whole = ids if stop is not None else [*ids, end]
+            ids = whole[: request.params.max_new_tokens]
+            reason = FinishReason.STOP if len(ids) == len(whole) else FinishReason.LENGTH
+            said = text[:stop] + "<|im_end|>" * (stop is None) if reason is FinishReason.STOP else text[: len(ids)]
             log_probs = tuple(-0.5 for _ in ids)
             yield GenerateResult(request.rid, tuple(ids), log_probs, reason, self.version, said, len(prompt))
 
@@ -78,6 +81,8 @@ class InstantClient:
 
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
+        self.batch_stream = True
+        self.urls = ("http://127.0.0.1:30000",)
         self.closed = 0
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[GenerateResult, None]:

@@ -32,3 +32,22 @@ class EvaluationOptions:
         None, flag="--eval-max-prompt-len", help="Longer evaluation prompts are dropped, and counted."
     )
     eval_min_new_tokens: int | None = option(None, flag="--eval-min-new-tokens", help="Fewest tokens of an evaluation response.")
+    eval_max_context_len: int | None = option(
+        None,
+        flag="--eval-max-context-len",
+        help="Most tokens of an evaluation's prompt and response together. --rollout-max-context-len when not given.",
+    )
+    eval_function_path: str | None = option(
+        None,
+        flag="--eval-function-path",
+        metavar="PATH",
+        signature="eval_function",
+        help="Function that evaluates in place of core.",
+    )
+    custom_eval_rollout_log_function_path: str | None = option(
+        None,
+        flag="--custom-eval-rollout-log-function-path",
+        metavar="PATH",
+        signature="eval_rollout_log",
+        help="Function that sees every evaluation's samples and metrics; when it answers true, core logs no metrics of its own.",
+    )

@@ -58,3 +58,24 @@ class RolloutOptions:
         flag="--logprob-diff-limit",
         help="Stop the run when the mean absolute difference of rollout and training log-probs exceeds this.",
     )
+    custom_generate_function_path: str | None = option(
+        None,
+        flag="--custom-generate-function-path",
+        metavar="NAME|PATH",
+        signature="generate",
+        help="Function that makes one sample's response, in several turns and with tools if it likes, in place of one request.",
+    )
+    rollout_function_path: str | None = option(
+        None,
+        flag="--rollout-function-path",
+        metavar="PATH",
+        signature="rollout_function",
+        help="Function that makes a rollout's groups in place of core: which prompts, how often, and what is kept.",
+    )
+    custom_rollout_log_function_path: str | None = option(
+        None,
+        flag="--custom-rollout-log-function-path",
+        metavar="PATH",
+        signature="rollout_log",
+        help="Function that sees every rollout's samples and metrics; when it answers true, core logs no metrics of its own.",
+    )

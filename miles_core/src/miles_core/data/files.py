@@ -1,10 +1,9 @@
-"""JSON Lines files of prompts."""
+"""Data files as options name them, and rows of them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,41 +76,26 @@ class Row:
         return dict(value)
 
 
-def read_rows(text: str) -> list[Row]:
-    """The rows of ``FILE`` or ``FILE@[a:b]``.
+def prompt_files(text: str) -> list[PromptFile]:
+    """The files that an option names: ``FILE[@[a:b]]``, or several with commas between.
+
+    A file whose name holds a comma is taken as such when it exists.
 
     Raises:
-        UsageError: the file cannot be read (M301), has no rows (M302), a line is no JSON object (M303), or the slice is bad (M305).
+        ValueError: the bounds of a slice are no whole numbers from 0 on.
     """
-    try:
-        file = PromptFile.of(text)
-    except ValueError as error:
-        raise UsageError("M305", f"{text} has no legal slice", why=str(error), fix="write FILE@[a:b] with 0 <= a < b") from error
-    rows = list(_rows(file))
-    if not rows:
-        raise UsageError("M302", "a data file has no rows", owner=str(file.path), fix="give a file with a JSON object on each line")
-    return rows
+    whole = PromptFile.of(text)
+    if whole.path.exists() or "," not in text:
+        return [whole]
+    return [PromptFile.of(part.strip()) for part in text.split(",") if part.strip()]
 
 
-def _rows(file: PromptFile) -> Iterator[Row]:
-    index = 0
-    try:
-        with file.path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.isspace():
-                    continue
-                if file.stop is not None and index >= file.stop:
-                    return
-                if index >= file.start:
-                    yield _row(line, f"{file.path}:{number}")
-                index += 1
-    except OSError as error:
-        raise UsageError(
-            "M301", "a data file cannot be read", owner=str(file.path), why=str(error), fix="check the path"
-        ) from error
+def parse_row(line: bytes, place: str) -> Row:
+    """The row that a line holds.
 
-
-def _row(line: bytes, place: str) -> Row:
+    Raises:
+        UsageError: it is no JSON object (M303).
+    """
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from miles_core.data.files import Row, read_rows
-from miles_core.data.source import Cursor, Keys
+from miles_core.data.files import Row
+from miles_core.data.source import SCAN_ROWS, Cursor, Keys, batched, read_tools
+from miles_core.data.store import RowStore
 from miles_core.data.tokens import PromptTokenizer
 from miles_core.errors import UsageError
 from miles_core.samples import Sample, Status
@@ -16,13 +18,14 @@ class SupervisedSource:
     """Rows as finished samples.
 
     A row is either a prompt with its label, which becomes the response and ends with the end-of-sequence token, or a list of
-    messages that ends with an assistant turn, whose assistant turns are trained on.
+    messages that ends with an assistant turn, whose assistant turns are trained on. Every row is made once at the start, to find
+    those that cannot be used, and again when it is trained on: memory does not depend on the number of rows.
 
     Attributes:
         dropped: rows over ``max_tokens``, or without a token to train on.
 
     Raises:
-        UsageError: a row cannot be used (M301 to M306, M312 to M314, M318, M319), or no row can be trained on (M317).
+        UsageError: a row cannot be used (M301 to M306, M312 to M314, M318, M319, M322, M323), or no row can be trained on (M317).
     """
 
     def __init__(
@@ -35,50 +38,41 @@ class SupervisedSource:
         shuffle: bool,
         seed: int,
         max_tokens: int | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self._keys = keys
         self._tokenizer = tokenizer
         self._templated = templated
-        rows = read_rows(file)
-        for row in rows:
-            tokenizer.check(row.required(keys.input), row.place)
-        chats = [_ends_with_assistant(row.required(keys.input)) for row in rows]
-        labelled = iter(self._from_labels([row for row, chat in zip(rows, chats, strict=True) if not chat]))
-        samples = [self._from_messages(row) if chat else next(labelled) for row, chat in zip(rows, chats, strict=True)]
-        self._made = [s for s in samples if s is not None and (max_tokens is None or len(s.tokens) <= max_tokens)]
-        self.dropped = len(samples) - len(self._made)
-        if not self._made:
+        self._store = RowStore(file, scratch)
+        self.dropped = 0
+        for part in batched(self._store.scan(), SCAN_ROWS):
+            for (record, _), sample in zip(part, self._made([row for _, row in part]), strict=True):
+                if sample is None or (max_tokens is not None and len(sample.tokens) > max_tokens):
+                    self.dropped += 1
+                else:
+                    self._store.keep(record)
+        if not len(self._store):
             raise UsageError(
                 "M317",
                 "no row can be trained on",
                 owner=file,
-                why=f"all {len(samples)} rows are too long or have no response",
+                why=f"all {self.dropped} rows are too long or have no response",
                 fix="give rows with responses, or raise --rollout-max-context-len",
             )
-        self._cursor = Cursor(len(self._made), shuffle=shuffle, seed=seed)
+        self._cursor = Cursor(len(self._store), shuffle=shuffle, seed=seed)
         self._samples = 0
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._store)
 
     def next_samples(self, count: int) -> list[Sample]:
         """The next samples, numbered on; each is a group of its own."""
         taken = []
-        for position in self._cursor.take(count):
-            made = self._made[position]
-            taken.append(
-                Sample(
-                    index=self._samples,
-                    group_index=self._samples,
-                    prompt=made.prompt,
-                    prompt_ids=made.prompt_ids,
-                    response_ids=made.response_ids,
-                    response=made.response,
-                    label=made.label,
-                    loss_mask=made.loss_mask,
-                    status=Status.COMPLETED,
-                )
-            )
+        for sample in self._made([self._store[position] for position in self._cursor.take(count)]):
+            assert sample is not None, "a row that was kept has a response"
+            sample.index = sample.group_index = self._samples
+            sample.status = Status.COMPLETED
+            taken.append(sample)
             self._samples += 1
         return taken
 
@@ -91,11 +85,19 @@ class SupervisedSource:
         self._cursor.load_state(state["cursor"])
         self._samples = state["samples"]
 
+    def _made(self, rows: Sequence[Row]) -> list[Sample | None]:
+        """A sample of each row; None where there is nothing to train on."""
+        for row in rows:
+            self._tokenizer.check(row.required(self._keys.input), row.place)
+        chats = [_ends_with_assistant(row.required(self._keys.input)) for row in rows]
+        labelled = iter(self._from_labels([row for row, chat in zip(rows, chats, strict=True) if not chat]))
+        return [self._from_messages(row) if chat else next(labelled) for row, chat in zip(rows, chats, strict=True)]
+
     def _from_labels(self, rows: Sequence[Row]) -> list[Sample | None]:
         keys, tokenizer = self._keys, self._tokenizer
         prompts = [row.required(keys.input) for row in rows]
         labels = [self._label(row) for row in rows]
-        texts = [tokenizer.render(p, row.values.get(keys.tools), row.place) for p, row in zip(prompts, rows, strict=True)]
+        texts = [tokenizer.render(p, read_tools(row, keys.tools), row.place) for p, row in zip(prompts, rows, strict=True)]
         prompt_ids = tokenizer.encode(texts)
         # A response goes on from its prompt, so the tokenizer adds nothing to it.
         response_ids = tokenizer.encode(labels, templated=True)
@@ -130,7 +132,7 @@ class SupervisedSource:
     def _from_messages(self, row: Row) -> Sample | None:
         """Mask by rendering prefix after prefix: what an assistant turn adds behind its header is trained on."""
         messages: list[dict[str, Any]] = row.required(self._keys.input)
-        tools = row.values.get(self._keys.tools)
+        tools = read_tools(row, self._keys.tools)
         written = ""
         ids: list[int] = []
         mask: list[int] = []

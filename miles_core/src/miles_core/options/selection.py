@@ -12,7 +12,7 @@ from miles_core.errors import MilesError, PluginError
 from miles_core.options.config import Config
 from miles_core.options.option import Option, options_of
 from miles_core.options.value import USER_SOURCES, Source
-from miles_core.plugins.adhoc import load_adhoc
+from miles_core.plugins.adhoc import load_adhoc, packaged
 from miles_core.plugins.host import LoadedPlugin, PluginHost
 from miles_core.plugins.records import AlgorithmRecord
 from miles_core.plugins.refs import PluginRef
@@ -20,8 +20,6 @@ from miles_core.plugins.refs import PluginRef
 FILTER_FLAG = "--dynamic-sampling-filter-path"
 OBJECTS = ("filter", "reward")
 """Signatures of functions that stand in for a plugin, which its own kind loads."""
-PACKAGED = {"pop_first": "miles_core.rollout.buffer.pop_first"}
-"""Functions of core that go by a short name."""
 
 
 @dataclass
@@ -182,8 +180,7 @@ def load_functions(selection: Selection, config: Config) -> None:
         if signature is None or signature in OBJECTS or value.value is None:
             continue
         try:
-            path = PACKAGED.get(value.value, value.value)
-            selection.functions[signature] = load_adhoc(path, signature, option.flag)
+            selection.functions[signature] = load_adhoc(packaged(value.value), signature, option.flag)
         except PluginError as error:
             selection.errors.append(error)
 

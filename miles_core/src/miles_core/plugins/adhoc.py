@@ -84,6 +84,41 @@ SIGNATURES: dict[str, Signature] = {
         "(raw_rewards, rewards), one of each per sample",
         "miles_core.rollout.hooks:RewardPostProcess",
     ),
+    "generate": Signature(
+        "function",
+        (("sample", "generate"), ("args", "sample", "sampling_params")),
+        True,
+        "nothing: it makes the sample's response; the second form returns the sample",
+        "miles_core.rollout.generate:GenerateFunction",
+    ),
+    "rollout_function": Signature(
+        "function",
+        (("rollout_id", "source", "generate"), ("args", "rollout_id", "data_source")),
+        True,
+        "a list of groups of graded samples",
+        "miles_core.rollout.whole:RolloutFunction",
+    ),
+    "eval_function": Signature(
+        "function",
+        (("rollout_id", "sets", "generate"), ("args", "rollout_id", "data_source")),
+        True,
+        "metrics, or {name: {'rewards': [...]}} by evaluation set",
+        "miles_core.rollout.whole:EvaluationFunction",
+    ),
+    "rollout_log": Signature(
+        "function",
+        (("rollout_id", "samples", "metrics"), ("rollout_id", "args", "samples", "rollout_extra_metrics", "rollout_time")),
+        False,
+        "whether core shall log no metrics of its own",
+        "miles_core.rollout.log_functions:RolloutLog",
+    ),
+    "eval_rollout_log": Signature(
+        "function",
+        (("rollout_id", "data", "metrics"), ("rollout_id", "args", "data", "extra_metrics")),
+        False,
+        "whether core shall log no metrics of its own",
+        "miles_core.rollout.log_functions:EvaluationLog",
+    ),
     "convert": Signature(
         "function",
         (("samples",), ("args", "samples")),
@@ -125,6 +160,18 @@ SIGNATURES: dict[str, Signature] = {
     ),
 }
 """The signatures that an option can name (``option(signature=...)``)."""
+
+
+PACKAGED = {
+    "calculator": "miles_core.rollout.calculator.calculator",
+    "pop_first": "miles_core.rollout.buffer.pop_first",
+}
+"""Functions of core that go by a short name."""
+
+
+def packaged(path: str) -> str:
+    """The path that a function of core's short name stands for; any other path as it is."""
+    return PACKAGED.get(path, path)
 
 
 def load_adhoc(path: str, signature: str, flag: str) -> PluginRef:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
+import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from miles_core.config import DataOptions, EvaluationOptions, RolloutOptions
@@ -16,7 +19,16 @@ from miles_core.options import Config
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One set, with everything resolved. ``temperature`` 0 is greedy."""
+    """One set, with everything resolved.
+
+    Attributes:
+        temperature: 0 is greedy.
+        stop, stop_token_ids: what ends a response, besides the end-of-sequence token.
+        max_context_len: most tokens of prompt and response together; None for no limit.
+        rm_type: the reward that grades the set, over what its rows and the options say; None leaves it to those.
+        metadata_overrides: entries that every row's metadata gets, over its own.
+        custom_generate_function_path: the function that makes the set's responses; None for the run's.
+    """
 
     name: str
     path: str
@@ -31,10 +43,23 @@ class EvaluationSet:
     max_response_len: int
     max_prompt_len: int | None
     min_new_tokens: int
+    max_context_len: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    rm_type: str | None = None
+    metadata_overrides: Mapping[str, Any] = field(default_factory=dict)
+    custom_generate_function_path: str | None = None
+
+    def amend(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """A row's metadata with what the set lays over it."""
+        named = {} if self.rm_type is None else {"rm_type": self.rm_type}
+        return {**metadata, **named, **copy.deepcopy(dict(self.metadata_overrides))}
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(EvaluationSet))
-_KINDS = {field.name: str(field.type).partition(" ")[0] for field in dataclasses.fields(EvaluationSet)}
+FIELDS = tuple(each.name for each in dataclasses.fields(EvaluationSet))
+OPTIONAL = ("label_key", "max_prompt_len", "max_context_len", "rm_type", "custom_generate_function_path")
+"""Settings that a set may do without."""
+_KINDS = {each.name: re.match(r"\w+", str(each.type))[0] for each in dataclasses.fields(EvaluationSet)}  # type: ignore[index]
 _RANGES: dict[str, tuple[float, float, str]] = {
     "n_samples_per_eval_prompt": (1, math.inf, "1 or more"),
     "temperature": (0, sys.float_info.max, "0 or more"),
@@ -42,6 +67,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "top_k": (-1, math.inf, "-1, or 1 or more"),
     "max_response_len": (1, math.inf, "1 or more"),
     "max_prompt_len": (1, math.inf, "1 or more"),
+    "max_context_len": (2, math.inf, "2 or more"),
     "min_new_tokens": (0, math.inf, "0 or more"),
 }
 
@@ -82,6 +108,10 @@ def _base(config: Config) -> dict[str, Any]:
         "max_response_len": first(evaluation.eval_max_response_len, rollout.rollout_max_response_len),
         "max_prompt_len": evaluation.eval_max_prompt_len,
         "min_new_tokens": evaluation.eval_min_new_tokens or 0,
+        "max_context_len": first(evaluation.eval_max_context_len, rollout.rollout_max_context_len),
+        "stop": tuple(rollout.rollout_stop or ()),
+        "stop_token_ids": tuple(rollout.rollout_stop_token_ids or ()),
+        "metadata_overrides": {},
     }
 
 
@@ -117,7 +147,10 @@ def _resolve(base: dict[str, Any], defaults: dict[str, Any], own: dict[str, Any]
                 fix=f"did you mean {near[0]!r}?" if near else f"use {', '.join(FIELDS)}",
             )
     given = {key: value for layer in (base, defaults, own) for key, value in layer.items() if value is not None}
-    missing = [name for name in FIELDS if name not in given and name not in ("label_key", "max_prompt_len")]
+    for name in ("stop", "stop_token_ids"):
+        one = given[name]
+        given[name] = tuple(one) if isinstance(one, list | tuple) else (one,)
+    missing = [name for name in FIELDS if name not in given and name not in OPTIONAL]
     if missing:
         raise UsageError("M216", f"an evaluation set lacks {', '.join(missing)}", owner=place, fix="add it to the set")
     values: dict[str, Any] = {name: given.get(name) for name in FIELDS}
@@ -135,6 +168,12 @@ def _problem(name: str, value: Any) -> str:
         return ""
     if kind == "str":
         return "" if isinstance(value, str) and value else "text"
+    if kind == "Mapping":
+        return "" if isinstance(value, dict) and all(isinstance(key, str) for key in value) else "a mapping"
+    if name == "stop":
+        return "" if all(isinstance(text, str) and text for text in value) else "texts that are not empty"
+    if name == "stop_token_ids":
+        return "" if all(type(token) is int and token >= 0 for token in value) else "token ids"
     if isinstance(value, bool) or not isinstance(value, int if kind == "int" else int | float):
         return "a whole number" if kind == "int" else "a number"
     lowest, highest, said = _RANGES[name]

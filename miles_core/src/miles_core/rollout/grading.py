@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miles_core.errors import MilesError, RunError
+from miles_core.options import Config
 from miles_core.protocols import Reward
 from miles_core.rollout.row_rewards import RowRewards
 from miles_core.samples import Invalid, Sample, Score, Scored, Timeout
@@ -86,6 +87,12 @@ class Grader:
         """The same reward with another number of its dicts."""
         return Grader(self._reward, self.name, key)
 
+    def by_rows(self, config: Config) -> Grader:
+        """The same, except that rows choose their reward, also where the run's own is a function."""
+        if isinstance(self._reward, RowRewards):
+            return self
+        return Grader(RowRewards(self._reward, self.name, config), self.name, self._key)
+
     async def close(self) -> None:
         """End the reward's processes and connections."""
         await self._reward.close()
@@ -153,6 +160,10 @@ class Ungraded(Grader):
         """Nothing to do."""
 
     def with_key(self, key: str | None) -> Grader:
+        """Itself."""
+        return self
+
+    def by_rows(self, config: Config) -> Grader:
         """Itself."""
         return self
 

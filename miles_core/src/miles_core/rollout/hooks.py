@@ -30,6 +30,7 @@ class Hook:
         self._function = function
         self._call = call
         self._leading: tuple[Any, ...] = (Arguments(config),) if call[0] == "args" else ()
+        self._middle: tuple[Any, ...] = (Arguments(config),) if "args" in call[1:] else ()
 
     def call(self, *arguments: Any) -> Any:
         """What the function answers.

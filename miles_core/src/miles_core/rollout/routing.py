@@ -52,8 +52,11 @@ def keep_routes(sample: Sample, result: GenerateResult, experts: Experts) -> Non
 
 
 def whole_routes(sample: Sample) -> np.ndarray | None:
-    """Routes of every token, int16, ``[T, layers, top_k]``: the last token was never sent anywhere, and leaves the choice open."""
+    """Routes of every token, int16, ``[T, layers, top_k]``.
+
+    The last token was never sent anywhere, nor was what a function observed last: both leave the choice open.
+    """
     routes = sample.routed_experts
     if routes is None:
         return None
-    return np.concatenate([routes, np.full((1, *routes.shape[1:]), OWN_CHOICE, np.int16)])
+    return np.concatenate([routes, np.full((len(sample.tokens) - len(routes), *routes.shape[1:]), OWN_CHOICE, np.int16)])

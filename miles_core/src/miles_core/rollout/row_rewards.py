@@ -13,7 +13,7 @@ from miles_core.options import Config
 from miles_core.plugins import create
 from miles_core.plugins.host import PluginHost
 from miles_core.protocols import Reward
-from miles_core.samples import Invalid, Sample, Score
+from miles_core.samples import Invalid, Sample, Score, row_reward
 
 KEY = "rm_type"
 
@@ -85,9 +85,3 @@ class RowRewards:
             except MilesError as error:
                 self._made[name] = error
         return self._made[name]
-
-
-def row_reward(metadata: Mapping[str, Any]) -> str:
-    """The reward that a row's metadata names, or nothing. What is no text is taken for a name, which then nobody has."""
-    name = metadata.get(KEY)
-    return "" if name is None else str(name).strip()

@@ -7,7 +7,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from miles_core.data.media import engine_data
 from miles_core.errors import RunError
+from miles_core.rollout.conversation import converse
+from miles_core.rollout.generate import GenerateFunction
 from miles_core.rollout.routing import keep_routes
 from miles_core.runtime.experts import Experts
 from miles_core.samples import FinishReason, GenerateRequest, GenerateResult, Sample, SamplingParams, Status
@@ -28,6 +31,9 @@ class SamplingPlan:
         label: makes request ids unique, such as ``rollout-3``.
         experts: of the model, when its routes are asked for too; None asks for none.
         decode: text of a response's ids, for one that was made in parts: a character may be split between them.
+        encode: ids of a piece of text, nothing added, for what a function appends.
+        function: makes each sample in place of one request; None for that.
+        evaluation: whether the samples are for an evaluation.
     """
 
     params: SamplingParams
@@ -36,6 +42,9 @@ class SamplingPlan:
     label: str
     experts: Experts | None = None
     decode: Callable[[Sequence[int]], str] | None = None
+    encode: Callable[[str], list[int]] | None = None
+    function: GenerateFunction | None = None
+    evaluation: bool = False
 
     def request(self, sample: Sample) -> GenerateRequest | None:
         """The request that completes a sample, from what it has on; None when there is no room for another token.
@@ -55,7 +64,8 @@ class SamplingPlan:
             sampling_seed=sample_seed(self.seed, sample.index, have),
         )
         routed = self.experts is not None
-        return GenerateRequest(f"{self.label}-{sample.index}", sample.tokens, params, return_routed_experts=routed)
+        media = {kind: tuple(map(engine_data, items)) for kind, items in sample.media.items()} or None
+        return GenerateRequest(f"{self.label}-{sample.index}", sample.tokens, params, return_routed_experts=routed, media=media)
 
 
 def sample_seed(seed: int, index: int, have: int = 0) -> int:
@@ -74,8 +84,15 @@ async def generate(
     that it is to stay as it is; such groups are not yielded. Closing the generator early aborts what still runs.
 
     Raises:
-        RunError: the engines cut the same samples off ``FRUITLESS_TRIES`` times without a token between (M405).
+        RunError: the engines cut the same samples off ``FRUITLESS_TRIES`` times without a token between (M405), or the function
+            that makes samples broke its contract (M326).
     """
+    if plan.function is not None:
+        about = {"function": plan.function.name, "evaluation": plan.evaluation}
+        async with aclosing(converse(client, groups, plan, plan.function, stopping, **about)) as made_groups:
+            async for group in made_groups:
+                yield group
+        return
     tries = 0
     unfinished = list(groups)
     while unfinished:

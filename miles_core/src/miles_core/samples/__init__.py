@@ -1,7 +1,7 @@
 """Plain data that passes between the parts of a run. Standard library only."""
 
 from miles_core.samples.generation import FinishReason, GenerateRequest, GenerateResult, SamplingParams
-from miles_core.samples.sample import Sample, SampleGroup, Status
+from miles_core.samples.sample import Sample, SampleGroup, Status, row_reward
 from miles_core.samples.score import Invalid, Score, Scored, Timeout
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "Scored",
     "Status",
     "Timeout",
+    "row_reward",
 ]

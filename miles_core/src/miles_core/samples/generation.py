@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -40,7 +40,8 @@ class GenerateRequest:
     """One response to make. ``rid`` is unique in the run; ``input_ids`` are prompt ids plus any earlier response ids.
 
     ``logprob_start`` asks for the log-probs of the prompt's own tokens behind that position; None asks for none.
-    ``return_routed_experts`` asks for the experts of every token, of an engine with capability ``routed_experts``.
+    ``media`` are the prompt's images, videos and sounds by kind, as URLs or base64. ``return_routed_experts`` asks for the experts
+    of every token, of an engine with capability ``routed_experts``.
     """
 
     rid: str
@@ -48,6 +49,7 @@ class GenerateRequest:
     params: SamplingParams
     logprob_start: int | None = None
     return_routed_experts: bool = False
+    media: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class Sample:
         response: the response's text.
         label: ground truth, as read from the data.
         metadata: the row's metadata, and what hooks add.
+        media: images, videos and sounds of the prompt in order, by kind: paths, URLs or base64.
         loss_mask: per response token, 1 where it is trained on; None means all.
         rollout_log_probs: per response token, the engine's log-prob; None when the engine made no token of it.
         weight_versions: per response token, the version of the weights that made it, as ``(version, tokens)`` runs.
@@ -57,6 +58,7 @@ class Sample:
     response: str = ""
     label: Any = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    media: dict[str, list[str]] = field(default_factory=dict)
     loss_mask: list[int] | None = None
     rollout_log_probs: list[float] | None = None
     weight_versions: list[tuple[int, int]] = field(default_factory=list)
@@ -116,3 +118,9 @@ class Sample:
 
 SampleGroup = Sequence[Sample]
 """The n samples of one prompt."""
+
+
+def row_reward(metadata: Mapping[str, Any]) -> str:
+    """The reward that a row's metadata names, or nothing. What is no text is taken for a name, which then nobody has."""
+    name = metadata.get("rm_type")
+    return "" if name is None else str(name).strip()

@@ -14,6 +14,8 @@ from typing import Any
 
 from miles_core.samples import FinishReason, GenerateRequest, GenerateResult, SamplingParams
 
+MEDIA = ("image", "video", "audio")
+"""Kinds of media; a request carries them as ``image_data`` and so on."""
 DONE = b"data: [DONE]\n\n"
 """Ends a stream of server-sent events."""
 
@@ -55,6 +57,10 @@ def encode_call(requests: Sequence[GenerateRequest], *, batched: bool, stream: b
     starts = [-1 if r.logprob_start is None else r.logprob_start for r in requests]
     if any(start >= 0 for start in starts):
         document["logprob_start_len"] = starts if batched else starts[0]
+    for kind in MEDIA:
+        media = [list((r.media or {}).get(kind, ())) for r in requests]
+        if any(media):
+            document[f"{kind}_data"] = media if batched else media[0]
     if any(r.return_routed_experts for r in requests):
         document["return_routed_experts"] = True
     return dumps(document)
@@ -126,11 +132,32 @@ def decode_call(document: Any) -> GenerateCall:
     starts = _starts(document, prompts) if return_logprob else [None] * count
     routed = [_flag(document, "return_routed_experts")] * count
     return GenerateCall(
-        requests=tuple(GenerateRequest(*fields) for fields in zip(rids, prompts, params, starts, routed, strict=True)),
+        requests=tuple(
+            GenerateRequest(*fields) for fields in zip(rids, prompts, params, starts, routed, _media(document, count), strict=True)
+        ),
         batched=batched,
         stream=_flag(document, "stream"),
         return_logprob=return_logprob,
     )
+
+
+def _media(document: Mapping[str, Any], count: int) -> list[Mapping[str, Sequence[str]] | None]:
+    """``image_data`` and the like of each prompt: a text or a list of texts, for several prompts a list of such lists."""
+    found: list[dict[str, Sequence[str]]] = [{} for _ in range(count)]
+    for kind in MEDIA:
+        given = document.get(f"{kind}_data")
+        if given is None:
+            continue
+        values = given if count > 1 or (isinstance(given, list) and given and isinstance(given[0], list)) else [given]
+        if not isinstance(values, list) or len(values) != count:
+            raise ValueError(f"{kind}_data does not have an entry for each of {count} prompts")
+        for place, value in enumerate(values):
+            items = [value] if isinstance(value, str) else value or []
+            if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+                raise ValueError(f"{kind}_data must hold URLs or base64 text")
+            if items:
+                found[place][kind] = tuple(items)
+    return [media or None for media in found]
 
 
 def _starts(document: Mapping[str, Any], prompts: Sequence[Sequence[int]]) -> list[int | None]:

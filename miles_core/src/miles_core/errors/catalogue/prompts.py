@@ -94,4 +94,73 @@ PROMPTS: dict[str, Explanation] = {
         remedy="Correct the name; the line shows the nearest.",
         example="M321 eval.yaml: an evaluation set has no setting 'temprature'. Do: did you mean 'temperature'?",
     ),
+    "M322": Explanation(
+        title="A Parquet file without pyarrow",
+        meaning="Parquet files are read with pyarrow, which miles does not install.",
+        remedy="Install pyarrow, or convert the file to JSON Lines.",
+        example=(
+            "M322 train.parquet: a Parquet file needs the library pyarrow: it is not installed. Do: pip install pyarrow, or "
+            "convert the file to JSON Lines"
+        ),
+    ),
+    "M323": Explanation(
+        title="Tools that are no list",
+        meaning="What a row has under `--tool-key` is neither a list of tool definitions nor one as JSON text.",
+        remedy="Repair the row, or name another key with `--tool-key`.",
+        example=(
+            "M323 train.jsonl:4: 'tools' is dict, not a list of tools. Do: give a list of tool definitions, or one as JSON text"
+        ),
+    ),
+    "M324": Explanation(
+        title="Media of a prompt that do not fit it",
+        meaning=(
+            "The prompt has more or fewer places (`<image>`) than the row has items under the key of `--multimodal-keys`, or an "
+            "item is no path, URL or base64 text, or its file cannot be read."
+        ),
+        remedy="Repair the row. A path is relative to the data file.",
+        example=(
+            "M324 train.jsonl:4: the prompt has 2 places for images and the row has 1. Do: write <image> once for each item "
+            "under 'images'"
+        ),
+    ),
+    "M325": Explanation(
+        title="Media that the run cannot use",
+        meaning="`--multimodal-keys` names no kind of media, or the run has no chat template, or an engine for text alone.",
+        remedy="Name image, video or audio; set `--apply-chat-template`; take an engine for such models.",
+        example=(
+            'M325 miles-core 0.1.0: --multimodal-keys {"image": "images"} (argument 9) cannot be used: the engine transformers '
+            "takes token ids alone. Do: take an engine for such models"
+        ),
+    ),
+    "M326": Explanation(
+        title="A generate function that breaks its contract",
+        meaning=(
+            "The function of `--custom-generate-function-path` failed, or left a sample whose tokens changed or whose mask, "
+            "log-probs and versions do not fit its tokens."
+        ),
+        remedy="Append with `await generate()` and `generate.observe()`, which keep everything in step.",
+        example=(
+            "M326 --custom-generate-function-path mine.turns: the function changed tokens or numbers that a sample had. Do: only "
+            "append: generate() and generate.observe() do"
+        ),
+    ),
+    "M327": Explanation(
+        title="A dynamic batch with a size",
+        meaning="`--use-dynamic-global-batch-size` makes one optimizer step of all samples that a rollout has.",
+        remedy="Leave out `--num-steps-per-rollout` and `--global-batch-size`, or the option itself.",
+        example=(
+            "M327 miles-core 0.1.0: --use-dynamic-global-batch-size (argument 9) does not go with --num-steps-per-rollout 2 "
+            "(argument 11): it makes one step of all samples that a rollout has. Do: leave one of them out, or set "
+            "--num-steps-per-rollout 1"
+        ),
+    ),
+    "M328": Explanation(
+        title="Too few samples for an optimizer step",
+        meaning="A function made a rollout, and it has fewer samples than `--global-batch-size`, or than there are ranks.",
+        remedy="Return more samples, lower `--global-batch-size`, or set `--use-dynamic-global-batch-size`.",
+        example=(
+            "M328 miles-core: a rollout has 6 samples, and an optimizer step takes 8. Do: return more samples, lower "
+            "--global-batch-size, or set --use-dynamic-global-batch-size"
+        ),
+    ),
 }

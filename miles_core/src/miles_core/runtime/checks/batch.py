@@ -41,6 +41,7 @@ def check_batch(report: Report, trainers: int, prompt_rows: int | None) -> Batch
     report.use(
         DataOptions,
         *("num_rollout", "num_epoch", "rollout_batch_size", "n_samples_per_prompt", "global_batch_size", "num_steps_per_rollout"),
+        *("use_dynamic_global_batch_size", "disable_rollout_trim_samples"),
     )
     per_epoch = prompt_rows // steps.prompts if prompt_rows is not None else None
     return BatchPlan(
@@ -74,6 +75,12 @@ def _steps(report: Report) -> Steps | None:
     if data.num_steps_per_rollout is not None:
         return _by_steps(report, data, prompts, n, product)
     size = total if data.global_batch_size is None else data.global_batch_size
+    if data.use_dynamic_global_batch_size and size != total:
+        _dynamic(report, "global_batch_size", f"set --global-batch-size {total}")
+        return None
+    if data.disable_rollout_trim_samples and size <= total:
+        report.derive(DataOptions, global_batch_size=size, num_steps_per_rollout=total // size)
+        return Steps(prompts, n, total // size, size)
     if total % size:
         said = report.said(DataOptions, "global_batch_size")
         fix = f"take {_nearest(total, size)} for --global-batch-size, or {_multiples(size, n)} for --rollout-batch-size"
@@ -87,6 +94,9 @@ def _by_steps(report: Report, data: DataOptions, prompts: int, n: int, product: 
     total, steps = prompts * n, data.num_steps_per_rollout
     assert steps is not None
     said = report.said(DataOptions, "num_steps_per_rollout")
+    if data.use_dynamic_global_batch_size and steps != 1:
+        _dynamic(report, "num_steps_per_rollout", "set --num-steps-per-rollout 1")
+        return None
     if total % steps:
         report.error("M210", f"{said} does not divide a rollout", why=product, fix=f"take {_nearest(total, steps)}")
         return None
@@ -97,6 +107,12 @@ def _by_steps(report: Report, data: DataOptions, prompts: int, n: int, product: 
         return None
     report.derive(DataOptions, global_batch_size=total // steps)
     return Steps(prompts, n, steps, total // steps)
+
+
+def _dynamic(report: Report, name: str, fix: str) -> None:
+    said, other = (report.said(DataOptions, each) for each in ("use_dynamic_global_batch_size", name))
+    why = "it makes one step of all samples that a rollout has"
+    report.error("M327", f"{said} does not go with {other}", why=why, fix=f"leave one of them out, or {fix}")
 
 
 def _ranks(report: Report, steps: Steps, trainers: int) -> None:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miles_core.config import DataOptions
-from miles_core.data.files import PromptFile
+from miles_core.data.files import PromptFile, prompt_files
+from miles_core.data.media import KINDS
+from miles_core.data.parquet import is_parquet, look
+from miles_core.errors import UsageError
 from miles_core.runtime.checks.report import Report, flag_of
 
 SCAN_BYTES = 64 * 1024**2
@@ -52,12 +55,33 @@ def check_prompts(report: Report) -> int | None:
     if options.prompt_data is None:
         report.error("M208", "--prompt-data is missing", fix="give a JSON Lines file of prompts")
         return None
+    _check_media(report)
     keys = Keys(options.input_key, options.label_key, options.metadata_key, report.supervised)
     rows = check_file(report, options.prompt_data, keys, report.said(DataOptions, "prompt_data"))
     prompts = options.rollout_batch_size
     if rows is not None and prompts is not None and 0 < rows < prompts:
         report.warn(f"{options.prompt_data} has {rows} rows, fewer than --rollout-batch-size {prompts}: a rollout repeats prompts")
     return rows
+
+
+def _check_media(report: Report) -> None:
+    options = report.peek(DataOptions)
+    if options.multimodal_keys is None:
+        return
+    said = report.said(DataOptions, "multimodal_keys")
+    odd = [kind for kind, key in options.multimodal_keys.items() if kind not in KINDS or not isinstance(key, str) or not key]
+    if odd or not options.multimodal_keys:
+        why = f"it has {', '.join(odd)}" if odd else "it is empty"
+        report.error("M325", f"{said} cannot be used", why=why, fix=f"name the key of a row for one of {', '.join(KINDS)}")
+    if not options.apply_chat_template:
+        why = "the chat template writes the place of each item"
+        report.error("M325", f"{said} needs --apply-chat-template", why=why, fix="set it")
+    engine = report.selection.engine
+    if report.supervised:
+        report.error("M325", f"{said} cannot be used", why="supervised training is of text alone", fix="leave it out")
+    elif engine is not None and "multimodal" not in engine.capabilities:
+        why = f"the engine {engine.name} takes token ids alone"
+        report.error("M325", f"{said} cannot be used", why=why, fix="take an engine for such models")
 
 
 def check_file(report: Report, text: str, keys: Keys, said: str) -> int | None:
@@ -71,25 +95,28 @@ def check_file(report: Report, text: str, keys: Keys, said: str) -> int | None:
         Rows in the slice, or None when the file cannot be used.
     """
     try:
-        file = PromptFile.of(text)
+        files = prompt_files(text)
     except ValueError as error:
         report.error("M305", f"{said} has no legal slice", why=str(error), fix="write FILE@[a:b] with 0 <= a < b")
         return None
+    counts = [_check_one(report, file, keys, said) for file in files]
+    return sum(count or 0 for count in counts) if None not in counts else None
+
+
+def _check_one(report: Report, file: PromptFile, keys: Keys, said: str) -> int | None:
     path = file.path
     if not path.is_file():
         why = "it is a folder" if path.is_dir() else "there is no such file"
         report.error("M301", f"{said} cannot be read", owner=str(path), why=why, fix="check the path", path=str(path))
         return None
     problems = _Problems()
-    templated = report.peek(DataOptions).apply_chat_template
-    total = 0
     try:
-        for index, line, raw in _lines(path):
-            total = index + 1
-            if raw is not None and file.start <= index and (file.stop is None or index < file.stop):
-                _check_row(raw, line, keys, templated, problems)
+        total = _parquet_rows(path, keys, problems) if is_parquet(path) else _json_rows(report, file, keys, problems)
     except OSError as error:
         report.error("M301", f"{said} cannot be read", owner=str(path), why=str(error), fix="check its permissions")
+        return None
+    except UsageError as error:
+        report.errors.append(error)
         return None
     rows = max(0, (total if file.stop is None else min(total, file.stop)) - file.start)
     problems.tell(report, path)
@@ -98,6 +125,28 @@ def check_file(report: Report, text: str, keys: Keys, said: str) -> int | None:
         report.error("M302", f"{said} is empty", owner=str(path), why=why, fix="give a file with a JSON object on each line")
         return None
     return rows if not problems.lines else None
+
+
+def _json_rows(report: Report, file: PromptFile, keys: Keys, problems: _Problems) -> int:
+    templated = report.peek(DataOptions).apply_chat_template
+    total = 0
+    for index, line, raw in _lines(file.path):
+        total = index + 1
+        if raw is not None and file.start <= index and (file.stop is None or index < file.stop):
+            _check_row(raw, line, keys, templated, problems)
+    return total
+
+
+def _parquet_rows(path: Path, keys: Keys, problems: _Problems) -> int:
+    """Columns are checked here; the rows are when they are read."""
+    shape = look(path)
+    if shape.rows:
+        columns = dict.fromkeys(shape.columns)
+        if keys.input not in columns:
+            _add_missing(columns, 1, keys.input, "input_key", problems)
+        if keys.label is not None and keys.label not in columns and not keys.supervised:
+            _add_missing(columns, 1, keys.label, "label_key", problems)
+    return shape.rows
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from miles_core.config import EvaluationOptions
-from miles_core.errors import UsageError
+from miles_core.errors import PluginError, UsageError
+from miles_core.plugins.adhoc import load_adhoc, packaged
 from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
 from miles_core.runtime.checks.data import Keys, check_file
 from miles_core.runtime.checks.report import Report
@@ -85,8 +86,20 @@ def _check_sets(report: Report, sets: list[EvaluationSet], said: str) -> dict[st
         report.error("M216", f"{said} names two sets {name!r}", why="metrics are logged by name", fix="rename one")
     found = {}
     for each in sets:
+        _check_own(report, each)
         keys = Keys(each.input_key, each.label_key, each.metadata_key)
         rows = check_file(report, each.path, keys, f"{said} {each.name}")
         if rows is not None:
             found[each.name] = rows
     return found
+
+
+def _check_own(report: Report, each: EvaluationSet) -> None:
+    """The set's own reward and function exist."""
+    try:
+        if each.rm_type is not None:
+            report.selection.host.load("reward", each.rm_type)
+        if each.custom_generate_function_path is not None:
+            load_adhoc(packaged(each.custom_generate_function_path), "generate", f"custom_generate_function_path of {each.name}")
+    except PluginError as error:
+        report.errors.append(error)
