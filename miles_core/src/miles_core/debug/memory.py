@@ -81,7 +81,9 @@ class MemoryRecord:
         self._tracker.__enter__()
 
     def _out_of_memory(self) -> None:
-        self._accelerator.write_memory(self._path())
+        # PyTorch keeps calling an observer, also after the end of its record.
+        if self._accelerator is not None:
+            self._accelerator.write_memory(self._path())
 
     def _path(self) -> Path:
         return self._folder / f"memory_snapshot_time{time.time():.0f}_rank{self._rank}_{self._ending}"
