@@ -15,6 +15,7 @@ from miles_core.errors import RunError, UsageErrors
 from miles_core.rollout.manager import RolloutManager
 from miles_core.rollout.optional_metrics import pass_at
 
+PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 GRPO = ("--algo", "grpo", "--label-key", "label", "--rollout-batch-size", 2, "--n-samples-per-prompt", 2)
 SHORT = ("--rollout-max-response-len", 64)
 
@@ -206,3 +207,14 @@ def fn(rollout_id, args, data, extra_metrics):
     )
     metrics, _, _ = evaluate(None, "--custom-eval-rollout-log-function-path", f"{own}:fn", answer=lambda text, seed: half(text, 1))
     assert metrics == {} if answer else metrics["own/best"] == metrics["eval/a"] == 1.0
+
+
+def test_the_example_of_the_page(evaluate, tmp_path: Path) -> None:
+    found = re.search(r"## A function that evaluates\n.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    own = tmp_path / "own.py"
+    own.write_text(found[1], encoding="utf-8")
+    metrics, requests, _ = evaluate(None, "--eval-function-path", f"{own}:best_of", "--n-samples-per-eval-prompt", 8)
+    assert set(metrics) == {"eval/a-best", "eval/b-best"}
+    assert metrics["eval/a-best"] > 0.9
+    assert len(requests) == 8 * 9

@@ -46,6 +46,10 @@ def check_relevance(report: Report) -> None:
     """Warn, by name, of options that nothing will use."""
     if report.supervised:
         _supervised(report)
+    elif report.peek(RolloutOptions).rollout_function_path is not None:
+        why = "--rollout-function-path takes the place of what would use it"
+        _warn(report, SamplingOptions, ROLLOUTS[:4], why)
+        _warn(report, PluginOptions, ["dynamic_sampling_filter_path"], why)
     if not report.evaluates:
         names = [name for name in EvaluationOptions.__dataclass_fields__ if name != "eval_interval"]
         _warn(report, EvaluationOptions, names, "--eval-interval is not given, so the run does not evaluate")
@@ -80,6 +84,7 @@ def _supervised(report: Report) -> None:
     _warn(report, PluginOptions, ["advantage_estimator", "dynamic_sampling_filter_path"], why)
     _warn(report, AlgorithmOptions, POLICY, why)
     _warn(report, SamplingOptions, ROLLOUTS, why)
+    _warn(report, RolloutOptions, ["rollout_function_path"], why)
     _warn(report, LoggingOptions, ["log_multi_turn", "log_correct_samples"], why)
     _warn(report, RewardOptions, ["custom_reward_post_process_path", "overlong_buffer_ratio"], why)
     idle = [selection.advantage]
