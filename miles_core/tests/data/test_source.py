@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_core.data.source import Cursor, Keys, PromptSet, PromptSource
@@ -105,6 +105,7 @@ def test_the_global_generator_is_left_alone() -> None:
     assert Cursor(20, shuffle=True, seed=1).take(45) == first
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(1, 9),
     shuffle=st.booleans(),

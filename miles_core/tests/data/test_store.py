@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_core.data.media import engine_data
@@ -75,6 +75,7 @@ print(len(store), len(set(taken)), max(peak, resident()) - before)
     assert grown < LIMIT < path.stat().st_size
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 300), seed=st.integers(0, 10**6))
 def test_a_shuffle_is_a_permutation(size: int, seed: int) -> None:
     order = Shuffle(size, str(seed))
