@@ -14,9 +14,10 @@ from miles_core.data.source import Keys, PromptSet, PromptSource
 from miles_core.data.tokens import PromptTokenizer
 from miles_core.errors import RunError
 from miles_core.protocols import Decision
-from miles_core.rollout.collector import FRUITLESS_ROLLOUTS, Collected, Collector
+from miles_core.rollout.collector import Collected, Collector
 from miles_core.rollout.grading import Grader
 from miles_core.rollout.sampling import SamplingPlan
+from miles_core.rollout.sieve import FRUITLESS_ROLLOUTS
 from miles_core.samples import Invalid, Sample, SamplingParams, Scored
 
 PLAN = SamplingPlan(SamplingParams(20), None, 5, "rollout-0")

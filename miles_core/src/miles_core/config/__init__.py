@@ -8,6 +8,7 @@ from miles_core.config.data import DataOptions
 from miles_core.config.debug import DebugOptions
 from miles_core.config.evaluation import EvaluationOptions
 from miles_core.config.logging import LoggingOptions
+from miles_core.config.loops import LoopOptions
 from miles_core.config.plugins import PluginOptions
 from miles_core.config.reward import RewardOptions
 from miles_core.config.rollout import RolloutOptions
@@ -20,6 +21,7 @@ from miles_core.config.training import TrainingOptions
 CORE_GROUPS: tuple[type, ...] = (
     PluginOptions,
     ClusterOptions,
+    LoopOptions,
     RolloutOptions,
     SamplingOptions,
     DataOptions,
@@ -47,6 +49,7 @@ __all__ = [
     "DebugOptions",
     "EvaluationOptions",
     "LoggingOptions",
+    "LoopOptions",
     "PluginOptions",
     "RewardOptions",
     "RolloutOptions",

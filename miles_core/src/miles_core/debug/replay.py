@@ -30,7 +30,7 @@ class ReplayedRollouts(RolloutManager):
         self._state: dict[str, Any] = {"source": None, "buffer": []}
         return ManagerInfo(0, 0, [f"rollouts are read from {self._options.load_debug_rollout_data}"])
 
-    async def generate(self, rollout_id: int) -> RolloutResult:
+    async def generate(self, rollout_id: int, version: int | None = None) -> RolloutResult:
         """The rollout of that number.
 
         Raises:

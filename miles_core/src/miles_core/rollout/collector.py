@@ -9,15 +9,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from miles_core.data.source import PromptSource
-from miles_core.errors import RunError
 from miles_core.protocols import Filter
 from miles_core.rollout.buffer import GroupBuffer
 from miles_core.rollout.grading import Grader, Tally
 from miles_core.rollout.sampling import SamplingPlan, generate
+from miles_core.rollout.sieve import Sieve
 from miles_core.samples import Sample
 from miles_core.serving.client import EngineClient
 
-FRUITLESS_ROLLOUTS = 20
 ABORT_INTERVAL = 0.2
 """Seconds after which engines are asked again to end what still runs: a request may reach one behind the call that ends all."""
 
@@ -84,6 +83,7 @@ class Collected:
         resumed_groups, resumed_samples: taken from the buffer; of these samples, the unfinished ones.
         surplus, kept, returned: groups not needed: accepted, unfinished and in the buffer, and back in the source.
         tokens: made in this rollout.
+        metrics: that a function which collected the rollout made itself.
     """
 
     groups: list[Group]
@@ -98,6 +98,7 @@ class Collected:
     kept: int = 0
     returned: int = 0
     tokens: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def generated(self) -> list[Sample]:
@@ -162,7 +163,7 @@ class _Round:
         self._before = 0
         self._total = 0
         self._done = 0
-        self._dropped_in_a_row = 0
+        self._sieve = Sieve(collector.filters, count)
         self._stopping = False
 
     async def run(self, tasks: asyncio.TaskGroup) -> None:
@@ -260,33 +261,11 @@ class _Round:
         its, found = self._its, self._found
         del self._pending[_number(group)]
         found.finished.append(group)
-        if self._keeps(group):
-            self._dropped_in_a_row = 0
-            found.groups.append(group)
-        else:
-            self._dropped_in_a_row += 1
         # Here and not only at the end: a filter that drops what could not be graded would have it go on for ever.
         if found.tally.graded + found.tally.failures >= self._count * its.n_samples:
             found.tally.check(its.failure_limit, its.grader.name)
-        if self._dropped_in_a_row >= FRUITLESS_ROLLOUTS * self._count:
-            reasons = ", ".join(f"{reason} {n}" for reason, n in found.dropped.most_common())
-            raise RunError(
-                "M401",
-                f"the filters dropped {self._dropped_in_a_row} groups in a row",
-                owner="miles-core",
-                why=f"dropped so far: {reasons}",
-                fix="use prompts that are neither always solved nor never, or another --dynamic-sampling-filter-path",
-            )
-
-    def _keeps(self, group: Group) -> bool:
-        for filter_ in self._its.filters:
-            decision = filter_(group)
-            if not decision.keep:
-                reason = decision.reason or type(filter_).__name__
-                self._found.dropped[reason] += 1
-                self._found.reasons[_number(group)] = reason
-                return False
-        return True
+        if self._sieve.keeps(group, found):
+            found.groups.append(group)
 
     async def _stop(self) -> None:
         """End generation. What is being graded is waited for by the caller's task group."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from miles_core.config import (
     DataOptions,
     DebugOptions,
     LoggingOptions,
+    LoopOptions,
     RewardOptions,
     RolloutOptions,
     RoutingOptions,
@@ -27,26 +28,35 @@ from miles_core.debug.paths import fill
 from miles_core.debug.rollout_file import write_rollout
 from miles_core.options import Config
 from miles_core.plugins import PluginRef, create
-from miles_core.protocols import Advantage, Reward
+from miles_core.plugins.adhoc import load_adhoc, packaged
+from miles_core.protocols import Advantage, Filter, Reward
 from miles_core.rollout.buffer import GroupBuffer
-from miles_core.rollout.collector import Collector, Refill, generate_graded
+from miles_core.rollout.collector import Collected, Collector, Refill, generate_graded
 from miles_core.rollout.conversion import to_rows
 from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
+from miles_core.rollout.evaluator import Evaluator
 from miles_core.rollout.grading import Grader, Tally, Ungraded
-from miles_core.rollout.metrics import evaluation_metrics, rollout_metrics
-from miles_core.rollout.optional_metrics import optional_evaluation_metrics, optional_rollout_metrics
+from miles_core.rollout.metrics import rollout_metrics
+from miles_core.rollout.optional_metrics import optional_rollout_metrics
 from miles_core.rollout.record import Recorder
-from miles_core.rollout.row_rewards import RowRewards
+from miles_core.rollout.row_rewards import KEY, RowRewards
 from miles_core.rollout.sampling import SamplingPlan
 from miles_core.rollout.shaping import OverlongShaping
+from miles_core.rollout.sieve import Sieve
+from miles_core.rollout.stream import Lane, Stream
 from miles_core.rollout.teacher import TeacherClient
+from miles_core.rollout.whole import PromptDesk, RolloutFunction
 from miles_core.runtime.experts import Experts, experts_of
+from miles_core.runtime.loops.schedule import Schedule
 from miles_core.runtime.plan import RunPlan
 from miles_core.samples import Sample, SamplingParams
 from miles_core.serving.client import EngineClient
 from miles_core.training.rows import TrainRow
 
-ROLLOUT_HOOKS = ("buffer_filter", "sample_filter", "all_samples", "reward_post_process", "convert")
+ROLLOUT_HOOKS = (
+    *("buffer_filter", "sample_filter", "all_samples", "reward_post_process", "convert"),
+    *("generate", "rollout_function", "rollout_log", "eval_function", "eval_rollout_log"),
+)
 """Functions named by options that are called here."""
 EXAMPLES = 2
 """Samples of a rollout that go to the driver."""
@@ -81,8 +91,11 @@ class RolloutManager:
         self._grader: Grader | None = None
         self._client: EngineClient | None = None
         self._collector: Collector | None = None
+        self._stream: Stream | None = None
+        self._taken = 0.0
         self._teacher: TeacherClient | None = None
-        self._sets: list[tuple[EvaluationSet, PromptSet]] = []
+        self._evaluator: Evaluator | None = None
+        self._row_grader: Grader | None = None
 
     async def start(self, urls: Sequence[str]) -> ManagerInfo:
         """Read and tokenise the data, make the graders, connect to the engines at ``urls``.
@@ -101,7 +114,8 @@ class RolloutManager:
         if details is not None:
             tokenizer.tokenizer.save_pretrained(Path(details).expanduser() / "tokenizer")
         self._recorder = Recorder(self._plan.run_dir / "samples", self._decode, tokenizer.decode_all)
-        keys = Keys(data.input_key, data.label_key, data.metadata_key, data.tool_key)
+        keys = Keys(data.input_key, data.label_key, data.metadata_key, data.tool_key, data.multimodal_keys or {})
+        self._plan.run_dir.mkdir(parents=True, exist_ok=True)
         assert data.prompt_data is not None
         prompts: PromptSet | None = None
         if plugins.supervised:
@@ -113,27 +127,30 @@ class RolloutManager:
                 shuffle=options.rollout_shuffle,
                 seed=options.rollout_seed,
                 max_tokens=options.rollout_max_context_len,
+                scratch=self._plan.run_dir,
             )
             self._source: PromptSource | SupervisedSource = self._supervised
             info = ManagerInfo(len(self._supervised), self._supervised.dropped)
         else:
-            prompts = PromptSet(data.prompt_data, keys, tokenizer, self._max_prompt())
+            prompts = PromptSet(data.prompt_data, keys, tokenizer, self._max_prompt(), self._plan.run_dir)
             self._source = PromptSource(prompts, shuffle=options.rollout_shuffle, seed=options.rollout_seed)
             info = ManagerInfo(len(prompts), prompts.dropped)
         if info.dropped:
             info.notices.append(
                 f"{info.dropped} of {info.dropped + info.prompts} rows of {data.prompt_data} are too long and left out"
             )
-        self._sets = [(each, self._evaluation_prompts(each)) for each in evaluation_sets(self._config)]
-        info.notices.extend(f"{p.dropped} prompts of {e.name} are too long and left out" for e, p in self._sets if p.dropped)
+        sets = [(each, self._evaluation_prompts(each)) for each in evaluation_sets(self._config)]
+        info.notices.extend(f"{p.dropped} prompts of {e.name} are too long and left out" for e, p in sets if p.dropped)
         if plugins.engine is not None:
             batch_stream = "batch_stream" in plugins.engine.capabilities
             self._client = EngineClient(urls, batch_stream=batch_stream, timeout=options.rollout_request_timeout)
         if plugins.reward is not None:
             rewards = self._config.get(RewardOptions)
             self._grader = self._make_grader(plugins.reward, rewards.reward_key)
-            files = [source for source in (prompts, *(found for _, found in self._sets)) if source is not None]
-            info.notices.extend(self._grader.notices(each.metadata(position) for each in files for position in range(len(each))))
+            named = Counter(prompts.rewards) if prompts is not None else Counter()
+            for each, found in sets:
+                named += Counter({each.rm_type: len(found)}) if each.rm_type is not None else found.rewards
+            info.notices.extend(self._grader.notices({KEY: name} for name in named.elements()))
         self._advantage: Advantage | None = create(plugins.advantage, self._config) if plugins.advantage else None
         if not plugins.supervised:
             assert self._client is not None
@@ -147,10 +164,17 @@ class RolloutManager:
             self._collector = Collector(
                 self._client, self._source, self._grader, filters, size, limit, self._make_buffer(), self._refill()
             )
+            if self._config.get(LoopOptions).loop == "async":
+                self._stream = self._make_stream(urls, filters)
+        if sets:
+            self._evaluator = self._make_evaluator(sets)
         return info
 
-    async def generate(self, rollout_id: int) -> RolloutResult:
+    async def generate(self, rollout_id: int, version: int | None = None) -> RolloutResult:
         """One rollout of ``--rollout-batch-size`` groups.
+
+        Args:
+            version: that engines serve when the rollout is trained on; None takes the newest that was seen.
 
         Raises:
             RunError: see :class:`miles_core.rollout.collector.Collector`; or too many samples could not be graded (M402).
@@ -163,25 +187,22 @@ class RolloutManager:
             self._save_samples(rollout_id, samples, metrics)
             examples = self._recorder.write(f"rollout_{rollout_id}", samples)
             return RolloutResult(self._rows(samples, None), metrics, examples[:EXAMPLES])
-        options = self._config.get(RolloutOptions)
-        plan = SamplingPlan(
-            self._params(
-                options.rollout_temperature, options.rollout_top_p, options.rollout_top_k, options.rollout_max_response_len
-            ),
-            options.rollout_max_context_len,
-            options.rollout_seed,
-            f"rollout-{rollout_id}",
-            self._routed(),
-            self._decode,
-        )
-        collected = await self._collector.collect(count, plan, self._advance, rollout_id)
+        plan = self._sampling_plan(f"rollout-{rollout_id}")
+        if "rollout_function" in self._hooks:
+            collected = await self._collect_by(self._hooks["rollout_function"], rollout_id, plan)
+        elif self._stream is not None:
+            collected = await self._stream.take(rollout_id)
+            started, self._taken = self._taken, time.perf_counter()
+        else:
+            collected = await self._collector.collect(count, plan, self._advance, rollout_id)
         seconds = time.perf_counter() - started
         samples = [sample for group in collected.groups for sample in group]
         versions = [version for sample in [*samples, *collected.generated] for version, _ in sample.weight_versions]
-        self._version = max([self._version, *versions])
+        self._version = max([self._version, *versions]) if version is None else version
         placement = self._plan.placement
         metrics = rollout_metrics(collected, seconds, placement.engines * placement.devices_per_engine, self._version)
         metrics |= optional_rollout_metrics(collected.groups, self._config.get(LoggingOptions))
+        metrics |= collected.metrics
         if "sample_filter" in self._hooks:
             self._hooks["sample_filter"](collected.groups)
         metrics["rollout/removed_samples"] = float(sum(sample.removed for sample in samples))
@@ -197,39 +218,28 @@ class RolloutManager:
         rows = self._rows(samples, penalty)
         dropped = [group for group in collected.finished if group[0].group_index in collected.reasons]
         examples = self._recorder.write(f"rollout_{rollout_id}", samples, dropped, collected.reasons)
+        if "rollout_log" in self._hooks:
+            metrics = self._hooks["rollout_log"](rollout_id, samples, metrics, seconds)
         return RolloutResult(rows, metrics, examples[:EXAMPLES])
 
     async def evaluate(self, rollout_id: int) -> dict[str, float]:
         """Evaluate every set; each prompt is sampled with the same seeds every time."""
-        assert self._client is not None
-        assert self._grader is not None
-        options, rewards = self._config.get(RolloutOptions), self._config.get(RewardOptions)
-        metrics: dict[str, float] = {}
+        assert self._evaluator is not None
+        groups, metrics = await self._evaluator.evaluate(rollout_id, self._advance)
         generated: list[Sample] = []
-        finished, total = 0, sum(len(p) * e.n_samples_per_eval_prompt for e, p in self._sets)
-        self._advance(0, total)
-        key = rewards.eval_reward_key or rewards.reward_key
-        grader = self._grader.with_key(key)
-        for number, (each, prompts) in enumerate(self._sets):
-            groups = _groups(prompts, each.n_samples_per_eval_prompt)
-            params = self._params(each.temperature, each.top_p, each.top_k, each.max_response_len, each.min_new_tokens)
-            label = f"eval-{rollout_id}-{number}"
-            plan = SamplingPlan(params, options.rollout_max_context_len, options.rollout_seed + 1 + number, label)
-            tally = Tally()
-            await generate_graded(self._client, groups, plan, grader, tally, partial(self._evaluated, finished, total))
-            finished += len(prompts) * each.n_samples_per_eval_prompt
-            tally.check(rewards.reward_failure_limit, grader.name)
-            samples = [sample for group in groups for sample in group]
-            metrics |= evaluation_metrics(each.name, samples)
-            metrics |= optional_evaluation_metrics(each.name, groups, self._config.get(LoggingOptions))
-            self._recorder.write(f"eval_{each.name}_{rollout_id + 1}", samples)
-            generated += samples
+        for name, found in groups.items():
+            samples = [sample for group in found for sample in group]
+            # A function that evaluates leaves out what it likes.
+            finished = [sample for sample in samples if sample.finished]
+            if finished:
+                self._recorder.write(f"eval_{name}_{rollout_id + 1}", finished)
+            generated += finished
         self._save_samples(f"eval_{rollout_id + 1}", generated, metrics)
         return metrics
 
     def state(self) -> dict[str, Any]:
         """What must be saved to go on from here; plain JSON."""
-        buffer = [] if self._collector is None else self._collector.buffer.state()
+        buffer = [] if self._collector is None else (self._stream or self._collector.buffer).state()
         return {"source": self._source.state(), "buffer": buffer}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -239,8 +249,15 @@ class RolloutManager:
             UsageError: the data or the samples per prompt are not those of the saved state (M316, M409).
         """
         self._source.load_state(state["source"])
-        if self._collector is not None:
+        if self._stream is not None:
+            self._stream.load_state(state["buffer"])
+        elif self._collector is not None:
             self._collector.buffer.load_state(state["buffer"], self._plan.batch.n_samples)
+
+    def published(self, rollout_id: int, version: int) -> None:
+        """Engines serve ``version`` since ``rollout_id`` was trained on; what is generated all the time goes on from there."""
+        if self._stream is not None:
+            self._stream.published(rollout_id, version)
 
     def progress(self) -> dict[str, int]:
         """Samples done and in all of what is going on."""
@@ -248,8 +265,10 @@ class RolloutManager:
 
     async def close(self) -> None:
         """End graders and connections."""
+        if self._stream is not None:
+            await self._stream.close()
         if self._grader is not None:
-            await self._grader.close()
+            await (self._row_grader or self._grader).close()
         if self._client is not None:
             await self._client.close()
         if self._teacher is not None:
@@ -257,9 +276,6 @@ class RolloutManager:
 
     def _advance(self, done: int, total: int) -> None:
         self._progress = {"done": done, "total": total}
-
-    def _evaluated(self, before: int, total: int, done: int) -> None:
-        self._advance(before + done, total)
 
     async def _open_teacher(self) -> TeacherClient | None:
         """The server that scores responses, where the estimator needs one; it has proved to work."""
@@ -280,6 +296,84 @@ class RolloutManager:
         """How the model's routes look, where the engines are to tell them."""
         wanted = self._config.get(RoutingOptions).use_rollout_routing_replay
         return experts_of(self._plan.checkpoint) if wanted else None
+
+    def _sampling_plan(self, label: str) -> SamplingPlan:
+        """How the samples of a rollout are made."""
+        options = self._config.get(RolloutOptions)
+        params = SamplingParams(
+            max_new_tokens=options.rollout_max_response_len or 0,
+            temperature=options.rollout_temperature,
+            top_p=options.rollout_top_p,
+            top_k=options.rollout_top_k,
+            stop=tuple(options.rollout_stop or ()),
+            stop_token_ids=tuple(options.rollout_stop_token_ids or ()),
+            skip_special_tokens=options.rollout_skip_special_tokens,
+        )
+        return SamplingPlan(
+            params,
+            options.rollout_max_context_len,
+            options.rollout_seed,
+            label,
+            self._routed(),
+            self._decode,
+            self._encode,
+            self._hooks.get("generate"),
+        )
+
+    def _make_evaluator(self, sets: Sequence[tuple[EvaluationSet, PromptSet]]) -> Evaluator:
+        assert self._client is not None
+        assert self._grader is not None
+        rewards = self._config.get(RewardOptions)
+        grader = self._grader.with_key(rewards.eval_reward_key or rewards.reward_key)
+        self._row_grader = grader.by_rows(self._config)
+        graders = {each.name: self._row_grader if each.rm_type is not None else grader for each, _ in sets}
+        functions = {
+            each.name: create(load_adhoc(packaged(each.custom_generate_function_path), "generate", "--eval-config"), self._config)
+            for each, _ in sets
+            if each.custom_generate_function_path is not None
+        }
+        plan = self._sampling_plan("eval")
+        return Evaluator(sets, self._client, graders, plan, functions, self._hooks, self._config)
+
+    async def _collect_by(self, function: RolloutFunction, rollout_id: int, plan: SamplingPlan) -> Collected:
+        """A rollout that a function of the user collects, in place of the collector."""
+        assert self._client is not None
+        assert self._grader is not None
+        assert isinstance(self._source, PromptSource)
+        client, grader, tally = self._client, self._grader, Tally()
+        self._advance(0, 0)
+
+        async def complete(groups: Sequence[Sequence[Sample]]) -> None:
+            await generate_graded(client, groups, plan, grader, tally, lambda done: self._advance(done, done))
+
+        desk = PromptDesk(self._source, self._plan.batch.n_samples)
+        groups, metrics = await function(rollout_id, desk, complete)
+        for sample in (sample for group in groups for sample in group):
+            if sample.reward is None and sample.score is None and not isinstance(grader, Ungraded):
+                raise function.error(f"returned sample {sample.index} without a reward", "await generate(groups), or set reward")
+        tally.check(self._config.get(RewardOptions).reward_failure_limit, grader.name)
+        tokens = sum(sample.response_length for group in groups for sample in group)
+        return Collected(groups, tally, groups, submissions=1, tokens=tokens, metrics=metrics)
+
+    def _make_stream(self, urls: Sequence[str], filters: Sequence[Filter]) -> Stream:
+        assert self._client is not None
+        assert self._grader is not None
+        assert isinstance(self._source, PromptSource)
+        batch, client = self._plan.batch, self._client
+        self._taken = time.perf_counter()
+        return Stream(
+            [Lane(EngineClient([url], batch_stream=client.batch_stream, timeout=client.timeout)) for url in urls],
+            self._source,
+            self._grader,
+            Sieve(filters, batch.rollout_batch_size),
+            batch.n_samples,
+            batch.rollout_batch_size,
+            self._sampling_plan("rollout-async"),
+            Schedule.of(self._config, batch.num_rollout),
+            self._config.get(LoopOptions).max_staleness,
+            self._config.get(RewardOptions).reward_failure_limit,
+            self._advance,
+        )
 
     def _make_buffer(self) -> GroupBuffer:
         pick = self._hooks.get("buffer_filter")
@@ -313,13 +407,17 @@ class RolloutManager:
         """Fresh groups for a function that asks for them; their prompts are used with that."""
         assert isinstance(self._source, PromptSource)
         groups = self._source.next_groups(count, self._plan.batch.n_samples)
-        self._source.settle()
+        self._source.use(group[0].group_index for group in groups)
         return groups
 
     def _decode(self, ids: Sequence[int]) -> str:
         skip = self._config.get(RolloutOptions).rollout_skip_special_tokens
         text: str = self._tokenizer.tokenizer.decode(list(ids), skip_special_tokens=skip)
         return text
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a piece of text that goes on from others."""
+        return self._tokenizer.encode([text], templated=True)[0]
 
     def _max_prompt(self) -> int | None:
         options = self._config.get(RolloutOptions)
@@ -329,39 +427,12 @@ class RolloutManager:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _evaluation_prompts(self, each: EvaluationSet) -> PromptSet:
-        keys = Keys(each.input_key, each.label_key, each.metadata_key, each.tool_key)
-        return PromptSet(each.path, keys, self._tokenizer, each.max_prompt_len)
+        media = self._config.get(DataOptions).multimodal_keys or {}
+        keys = Keys(each.input_key, each.label_key, each.metadata_key, each.tool_key, media)
+        return PromptSet(each.path, keys, self._tokenizer, each.max_prompt_len, self._plan.run_dir)
 
     def _make_grader(self, ref: PluginRef, key: str | None) -> Grader:
         reward: Reward = create(ref, self._config)
         if ref.adapter is None:
             reward = RowRewards(reward, ref.name, self._config)
         return Grader(reward, ref.name, key)
-
-    def _params(
-        self, temperature: float, top_p: float, top_k: int, max_new_tokens: int | None, min_new_tokens: int = 0
-    ) -> SamplingParams:
-        options = self._config.get(RolloutOptions)
-        assert max_new_tokens is not None
-        return SamplingParams(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_new_tokens=min_new_tokens,
-            stop=tuple(options.rollout_stop or ()),
-            stop_token_ids=tuple(options.rollout_stop_token_ids or ()),
-            skip_special_tokens=options.rollout_skip_special_tokens,
-        )
-
-
-def _groups(prompts: PromptSet, n_samples: int) -> list[list[Sample]]:
-    groups: list[list[Sample]] = []
-    for position in range(len(prompts)):
-        group: list[Sample] = []
-        for _ in range(n_samples):
-            sample = prompts.sample(position)
-            sample.index, sample.group_index = position * n_samples + len(group), position
-            group.append(sample)
-        groups.append(group)
-    return groups

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from miles_core.config import CheckpointOptions, ClusterOptions, EvaluationOptions
+from miles_core.config import CheckpointOptions, ClusterOptions, EvaluationOptions, LoopOptions
 from miles_core.errors import MilesError
 from miles_core.options.export import unread_report, write_config, write_lock
 from miles_core.plugins import create, events
@@ -58,12 +58,15 @@ def run(config: Config, plan: RunPlan, host: PluginHost) -> int:
 
 
 def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None:
-    from miles_core.loggers.axes import first_steps
+    from miles_core.loggers.axes import ROLLOUT, first_steps
+    from miles_core.loggers.jsonl import FILE as METRICS_FILE
     from miles_core.loggers.summary import write_summary
     from miles_core.loggers.timeline import Timeline
     from miles_core.runtime.cluster import connect
     from miles_core.runtime.crew import start_crew
     from miles_core.runtime.loop import Loop
+    from miles_core.runtime.loops import LOOPS
+    from miles_core.runtime.loops.schedule import Schedule
     from miles_core.runtime.plan import critic_folder
     from miles_core.runtime.reaper import Reaper
     from miles_core.runtime.saving import Saver, read_progress
@@ -85,17 +88,23 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
         crew = start_crew(config, plan, cluster)
         for line in crew.info.notices:
             progress.message(line)
-        first, version = 0, 0
+        first, version, saved = 0, 0, None
         if plan.resume_from is not None:
-            done, version, state = read_progress(plan.resume_from)
-            first = done + 1
-            crew.manager("load_state", state, what="the rollout manager to resume")
-            progress.message(f"resumed from {plan.resume_from}, after rollout {done}")
+            saved = read_progress(plan.resume_from)
+            first, version = saved.rollout_id + 1, saved.version
+            crew.manager("load_state", saved.rollout, what="the rollout manager to resume")
+            progress.message(f"resumed from {plan.resume_from}, after rollout {saved.rollout_id}")
         settings = {o.flag: v.value for o, v in config.items() if not o.declared.secret}
         interval = config.get(EvaluationOptions).eval_interval
         steps = first_steps(first, plan.batch.num_rollout, plan.batch.steps_per_rollout, interval)
+        # A run that was killed between saving and logging has lost a row of its curve, which the state has.
+        again = saved.metrics if saved is not None and (plan.run_dir / METRICS_FILE).exists() else {}
+        if again:
+            steps[ROLLOUT] = first - 1
         for logger in loggers:
             logger.start(str(plan.run_dir), settings, steps)
+            if again:
+                logger.log(again, first - 1)
         host.broadcast(events.RunStart(config, plan.run_dir, plan.batch.num_rollout, first - 1 if first else None))
         progress.resume(first)
 
@@ -104,10 +113,11 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
                 logger.log(metrics, step)
 
         saver = Saver(config, plan, crew)
-        loop = Loop(config, plan, crew, saver, progress, log, host, first, version)
+        schedule = Schedule.of(config, plan.batch.num_rollout)
+        loop = Loop(config, plan, crew, saver, progress, log, host, first, version, schedule)
         loop.timeline = Timeline(plan.run_dir, first)
         loop.history.seconds["start"] = time.perf_counter() - started
-        loop.run()
+        LOOPS[config.get(LoopOptions).loop](loop)
         save_hf = config.get(CheckpointOptions).save_hf
         if save_hf:
             progress.phase("save")

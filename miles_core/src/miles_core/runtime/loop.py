@@ -1,4 +1,4 @@
-"""The synchronous loop: generate, train, save, publish, evaluate."""
+"""The steps that every loop is made of: generate, train, save, publish, evaluate. The loops are in ``runtime/loops``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from miles_core.options import Config
     from miles_core.plugins import PluginHost
     from miles_core.runtime.crew import Crew
+    from miles_core.runtime.loops.schedule import Schedule
     from miles_core.runtime.plan import RunPlan
     from miles_core.runtime.saving import Saver
 
@@ -39,7 +40,7 @@ class History:
 
 @dataclass
 class Loop:
-    """One run of the synchronous loop over started processes."""
+    """One run over started processes: the steps that loops call, those of a rollout between :meth:`begin` and :meth:`finish`."""
 
     config: Config
     plan: RunPlan
@@ -50,39 +51,42 @@ class Loop:
     host: PluginHost
     first: int
     version: int
+    schedule: Schedule
     history: History = field(default_factory=History)
     timeline: Timeline | None = None
     _timers: dict[str, float] = field(default_factory=dict)
+    _began: float = 0.0
     _skipped: int = 0
 
-    def run(self) -> None:
-        """Rollouts ``first`` to the plan's last, one after the other."""
-        total = self.plan.batch.num_rollout
-        self.publish(self.first - 1)
-        if self._evaluates_before():
-            self.evaluate(self.first - 1)
-        for rollout_id in range(self.first, total):
-            started = time.perf_counter()
-            self._timers = {}
-            rollout = self.generate(rollout_id)
-            metrics = self.train(rollout_id, rollout)
-            if self.saver.due(rollout_id, total):
-                self.save(rollout_id)
-            self.publish(rollout_id)
-            self._finish(rollout_id, {**rollout["metrics"], **metrics}, time.perf_counter() - started)
-            if self._evaluates_after(rollout_id, total):
-                self.evaluate(rollout_id)
+    def begin(self) -> None:
+        """A rollout's turn begins."""
+        self._began = time.perf_counter()
+        self._timers = {}
 
     def generate(self, rollout_id: int) -> dict[str, Any]:
-        """Sample, grade and convert one rollout."""
+        """Sample, grade and convert one rollout; it is trained on before new weights are published."""
+        return self.await_generation(rollout_id, self._start(rollout_id, self.version))
+
+    def start_generating(self, rollout_id: int) -> Any:
+        """Begin to generate the rollout after the one that is trained on now; returns what :meth:`await_generation` takes."""
+        return self._start(rollout_id, self.version + self.schedule.publishes_after(rollout_id - 1))
+
+    def await_generation(self, rollout_id: int, generation: Any) -> dict[str, Any]:
+        """Wait for a rollout."""
         with self._phase("rollout", rollout_id):
-            rollout: dict[str, Any] = self.crew.manager(
-                *("generate", rollout_id, self.crew.data_size, self.crew.critic_data_size),
-                what=f"rollout {rollout_id}",
-                poll=self._show_generation,
-            )
+            rollout: dict[str, Any] = self.crew.supervisor.wait([generation], f"rollout {rollout_id}", poll=self._show_generation)[
+                0
+            ]
         self.host.broadcast(events.RolloutEnd(rollout_id, rollout["metrics"]))
         return rollout
+
+    def _start(self, rollout_id: int, trained_at: int) -> Any:
+        crew = self.crew
+        return crew.rollout.generate.remote(rollout_id, crew.data_size, crew.critic_data_size, self.version, trained_at)
+
+    def feed(self, rollout_id: int) -> None:
+        """Tell the manager which version the engines serve since a rollout, so that it may generate so far ahead."""
+        self.crew.manager("published", rollout_id, self.version, what="the rollout manager to generate")
 
     def train(self, rollout_id: int, rollout: dict[str, Any]) -> dict[str, float]:
         """Optimizer steps on one rollout; returns the rollout's metrics of the trainers, none without any."""
@@ -103,10 +107,10 @@ class Loop:
         self.host.broadcast(events.TrainEnd(rollout_id, last))
         return {**done.actor.rollout_metrics, **{f"perf/{name}_time": s for name, s in done.seconds().items()}, **last}
 
-    def save(self, rollout_id: int) -> None:
-        """Save the run state."""
+    def save(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
+        """Save the run state, with the rollout's metrics, which are logged when its turn ends."""
         with self._phase("save", rollout_id):
-            path = self.saver.save(rollout_id, self.version)
+            path = self.saver.save(rollout_id, self.version, _of_rollout(metrics))
         self.host.broadcast(events.CheckpointSaved(rollout_id, path))
 
     def publish(self, rollout_id: int) -> None:
@@ -141,18 +145,14 @@ class Loop:
         self.progress.evaluated(rollout_id, metrics)
         self.host.broadcast(events.EvalEnd(rollout_id, metrics))
 
-    def _evaluates_before(self) -> bool:
-        options = self.config.get(EvaluationOptions)
-        if options.eval_interval is None:
+    def evaluates_first(self) -> bool:
+        """Whether the weights that the run begins with are evaluated."""
+        if self.schedule.evaluate_every is None:
             return False
         if self.first == 0:
-            return not options.skip_eval_before_train
+            return not self.config.get(EvaluationOptions).skip_eval_before_train
         # The saved state is older than the evaluation that followed it: make up for one that the end of the run cut off.
-        return self._evaluates_after(self.first - 1, self.plan.batch.num_rollout)
-
-    def _evaluates_after(self, rollout_id: int, total: int) -> bool:
-        interval = self.config.get(EvaluationOptions).eval_interval
-        return interval is not None and ((rollout_id + 1) % interval == 0 or rollout_id == total - 1)
+        return self.schedule.evaluates_after(self.first - 1)
 
     def _count_skipped(self, rollout_id: int, skipped: bool) -> None:
         limit = self.config.get(RunOptions).max_skipped_rollouts
@@ -168,8 +168,9 @@ class Loop:
                 fix="check the reward, use easier or harder prompts, more samples per prompt, or raise --max-skipped-rollouts",
             )
 
-    def _finish(self, rollout_id: int, metrics: dict[str, float], step_seconds: float) -> None:
-        timers = self._timers
+    def finish(self, rollout_id: int, metrics: dict[str, float]) -> None:
+        """A rollout's turn ends: log what it gave."""
+        timers, step_seconds = self._timers, time.perf_counter() - self._began
         work = timers.get("rollout", 0.0) + timers.get("train", 0.0)
         perf = {
             "perf/step_time": step_seconds,
@@ -180,8 +181,7 @@ class Loop:
             "perf/save_model_time": timers.get("save", 0.0),
             "perf/overhead_ratio": max(0.0, step_seconds - work - timers.get("save", 0.0)) / step_seconds,
         }
-        rollout = {name: value for name, value in metrics.items() if not name.startswith("train/")}
-        self._log({**rollout, **perf}, rollout_id)
+        self._log({**_of_rollout(metrics), **perf}, rollout_id)
         self.history.rollouts += 1
         self.progress.finish_rollout({**metrics, **perf})
 
@@ -204,3 +204,8 @@ class Loop:
         self.history.seconds[name] = self.history.seconds.get(name, 0.0) + seconds
         if self.timeline is not None:
             self.timeline.add(name, rollout_id, began, seconds)
+
+
+def _of_rollout(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those on the axis of rollouts."""
+    return {name: value for name, value in metrics.items() if not name.startswith("train/")}

@@ -12,9 +12,11 @@ from miles_core.config import (
     AlgorithmOptions,
     ClusterOptions,
     DebugOptions,
+    EvaluationOptions,
     LoggingOptions,
     PluginOptions,
     RewardOptions,
+    RolloutOptions,
     RunOptions,
     SamplingOptions,
 )
@@ -30,6 +32,7 @@ from miles_core.runtime.checks.critic import check_critic
 from miles_core.runtime.checks.data import check_prompts
 from miles_core.runtime.checks.debug import check_debug, check_memory_device, check_saved_rollouts
 from miles_core.runtime.checks.evaluation import check_evaluation
+from miles_core.runtime.checks.loops import check_loops
 from miles_core.runtime.checks.placement import Machine, check_placement
 from miles_core.runtime.checks.ranges import check_partners, check_ranges
 from miles_core.runtime.checks.relevance import check_relevance
@@ -93,6 +96,7 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
     check_memory_device(report, report.peek(ClusterOptions).device)
     checkpoint = check_checkpoint(report)
     check_sampling(report)
+    check_loops(report, placement)
     check_teacher(report)
     check_true_on_policy(report)
     check_routing(report)
@@ -139,7 +143,8 @@ def _plan(report: Report, placement: PlacementPlan, batch: BatchPlan, checkpoint
     assert chosen.loss is not None
     report.use(PluginOptions, *PluginOptions.__dataclass_fields__)
     report.use(RewardOptions, "custom_rm_path", "custom_reward_post_process_path")
-    report.use(SamplingOptions, *(name for name in SamplingOptions.__dataclass_fields__ if name.endswith("_path")))
+    for group in (SamplingOptions, RolloutOptions, EvaluationOptions):
+        report.use(group, *(name for name in group.__dataclass_fields__ if name.endswith("_path")))
     report.use(LoggingOptions, "use_wandb", "use_tensorboard")
     report.use(RunOptions, "run_dir")
     without_advantages = report.peek(AlgorithmOptions).disable_compute_advantages_and_returns

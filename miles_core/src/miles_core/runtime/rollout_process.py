@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
-from miles_core.config import DebugOptions, TrainingOptions
+from miles_core.config import DataOptions, DebugOptions, LoopOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.runtime.identity import ProcessIdentity, recorded_async
 from miles_core.runtime.plan import RunPlan
@@ -23,6 +24,7 @@ class RolloutProcess:
         identity.assume()
         self.config = config
         self.plan = plan
+        self._before = -1, ""
 
     async def pid(self) -> int:
         """This process's id."""
@@ -47,24 +49,38 @@ class RolloutProcess:
         return await self._manager.start(urls)
 
     @recorded_async
-    async def generate(self, rollout_id: int, data_size: int, critic_data_size: int) -> dict[str, Any]:
-        """One rollout: metrics, examples, and one reference to a :class:`RankBatch` per data-parallel rank of actor and critic."""
+    async def generate(
+        self, rollout_id: int, data_size: int, critic_data_size: int, served: int, trained_at: int
+    ) -> dict[str, Any]:
+        """One rollout: metrics, examples, and one reference to a :class:`RankBatch` per data-parallel rank of actor and critic.
+
+        Args:
+            served: version of the weights that engines serve now.
+            trained_at: the one that they will serve when the rollout is trained on.
+        """
         from miles_core.training.exchange import critic_rows
         from miles_core.training.split import split_rows
+        from miles_core.training.steps import fit_steps
 
-        result = await self._manager.generate(rollout_id)
+        if self.config.get(LoopOptions).loop == "one-step":
+            # The rollout before this one is still to be trained on and saved: what is saved then has to be as it is now.
+            self._before = rollout_id, json.dumps(self._manager.state())
+        result = await self._manager.generate(rollout_id, trained_at)
         balance = self.config.get(TrainingOptions).balance_data
-        steps = self.plan.batch.steps_per_rollout
+        rows, steps = fit_steps(result.rows, self.plan.batch, self.config.get(DataOptions), data_size)
+        if len(rows) < len(result.rows):
+            result.metrics["rollout/trimmed_samples"] = float(len(result.rows) - len(rows))
 
         def divided(rows: Sequence[Any], size: int) -> list[Any]:
             batches = split_rows(rows, data_size=size, steps=steps, balance=balance, rollout_id=rollout_id)
             return [ray.put(batch) for batch in batches]
 
         return {
-            "batches": divided(result.rows, data_size),
-            "critic_batches": divided(critic_rows(result.rows), critic_data_size) if critic_data_size else [],
+            "batches": divided(rows, data_size),
+            "critic_batches": divided(critic_rows(rows), critic_data_size) if critic_data_size else [],
             "metrics": result.metrics,
             "examples": result.examples,
+            "version": served,
         }
 
     @recorded_async
@@ -77,9 +93,17 @@ class RolloutProcess:
         return self._manager.progress()
 
     @recorded_async
-    async def state(self) -> dict[str, Any]:
-        """What must be saved to go on from here."""
+    async def state(self, rollout_id: int) -> dict[str, Any]:
+        """What must be saved to go on with this rollout, which may have begun."""
+        if self._before[0] == rollout_id:
+            state: dict[str, Any] = json.loads(self._before[1])
+            return state
         return self._manager.state()
+
+    @recorded_async
+    async def published(self, rollout_id: int, version: int) -> None:
+        """Engines serve new weights."""
+        self._manager.published(rollout_id, version)
 
     @recorded_async
     async def load_state(self, state: dict[str, Any]) -> None:

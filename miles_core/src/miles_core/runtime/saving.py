@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +31,7 @@ class Saver:
         self._crew = crew
         self._store = StateStore(Path(self._options.save)) if self._options.save else None
 
-    def due(self, rollout_id: int, total: int) -> bool:
-        """Whether a state is due after this rollout."""
-        if self._store is None:
-            return False
-        interval = self._options.save_interval
-        return rollout_id == total - 1 or (interval is not None and (rollout_id + 1) % interval == 0)
-
-    def save(self, rollout_id: int, version: int) -> Path:
+    def save(self, rollout_id: int, version: int, metrics: Mapping[str, float]) -> Path:
         """Save everything; a crash on the way leaves the last good state in place."""
         from miles_core.state import model_fingerprint
 
@@ -48,12 +43,13 @@ class Saver:
             (folder / CRITIC_FOLDER).mkdir()
             with self._crew.critics_on_devices():
                 self._crew.all_critics("save", folder / CRITIC_FOLDER, what="critics to save")
-        state = self._crew.manager("state", what="the rollout manager's state")
+        state = self._crew.manager("state", rollout_id + 1, what="the rollout manager's state")
         (folder / ROLLOUT_FILE).write_text(json.dumps(state), encoding="utf-8")
         plugins = self._plan.plugins
         meta: dict[str, Any] = {
             "rollout_id": rollout_id,
             "weight_version": version,
+            "metrics": dict(metrics),
             "model_fingerprint": model_fingerprint(self._plan.checkpoint),
             "trainers": self._plan.placement.trainers,
             "critics": self._plan.placement.critics,
@@ -62,8 +58,18 @@ class Saver:
         return self._store.commit(rollout_id, meta, keep=self._options.save_total_limit)
 
 
-def read_progress(folder: Path) -> tuple[int, int, dict[str, Any]]:
-    """Of a saved state: the rollout that it had finished, the weight version, and the rollout manager's state."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a saved state is: the rollout that it had finished, that one's metrics, the version, the rollout manager's state."""
+
+    rollout_id: int
+    version: int
+    metrics: Mapping[str, float]
+    rollout: dict[str, Any]
+
+
+def read_progress(folder: Path) -> Progress:
+    """Of a saved state."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     state = json.loads((folder / ROLLOUT_FILE).read_text(encoding="utf-8"))
-    return int(meta["rollout_id"]), int(meta["weight_version"]), state
+    return Progress(int(meta["rollout_id"]), int(meta["weight_version"]), meta["metrics"], state)

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from miles_core.config import AlgorithmOptions, RolloutOptions, TeacherOptions
+from miles_core.config import AlgorithmOptions, LoopOptions, RolloutOptions, TeacherOptions
 from miles_core.runtime.engine_handle import RayEngineHandle
 from miles_core.runtime.identity import host_address, recorded
 from miles_core.runtime.rank_process import RankProcess
@@ -54,7 +54,27 @@ class TrainerProcess(RankProcess):
 
     def _copies(self, needs: frozenset[str]) -> tuple[str, ...]:
         reference = ("ref",) if "ref_log_probs" in needs else ()
-        return (*reference, "old_actor") if self.config.get(AlgorithmOptions).keep_old_actor else reference
+        return (*reference, *self._kept_copies())
+
+    def _kept_copies(self) -> tuple[str, ...]:
+        """``old_actor`` made the rollout that is trained on; ``served_actor`` is what engines serve, where that is another."""
+        if not self.config.get(AlgorithmOptions).keep_old_actor:
+            return ()
+        return ("old_actor", "served_actor") if self.config.get(LoopOptions).loop == "one-step" else ("old_actor",)
+
+    def _keep(self, version: int) -> None:
+        """Engines are about to serve the actor's weights."""
+        copies = self._kept_copies()
+        if len(copies) > 1:
+            self.backend.copy_weights("served_actor", "old_actor")
+        if copies:
+            self.backend.copy_weights("actor", copies[-1])
+        self._served = version
+
+    def _recall(self, version: int) -> None:
+        """Have ``old_actor`` be what made a rollout: the version served now, or the one before."""
+        if len(self._kept_copies()) > 1 and version == self._served:
+            self.backend.copy_weights("served_actor", "old_actor")
 
     def _copy_sources(self) -> tuple[tuple[str, Path], ...]:
         reference = self.config.get(AlgorithmOptions).ref_load
@@ -65,15 +85,17 @@ class TrainerProcess(RankProcess):
         return (("teacher", Path(teacher).expanduser()),) if teacher and "teacher_log_probs" in needs else ()
 
     @recorded
-    def train(self, batches: Sequence[Any]) -> Any:
-        """Train on this rank's share; ``batches`` holds one reference per data-parallel rank."""
+    def train(self, batches: Sequence[Any], version: int) -> Any:
+        """Train on this rank's share; ``batches`` holds one reference per data-parallel rank, made by ``version``."""
+        self._recall(version)
         return self.trainer.train(ray.get(batches[self.backend.parallel.data_rank]))
 
     @recorded
-    def begin(self, batches: Sequence[Any], values: Sequence[Any]) -> Any:
+    def begin(self, batches: Sequence[Any], version: int, values: Sequence[Any]) -> Any:
         """Advantages of this rank's share, with the critic's ``values``; gives a reference to the returns, None without any."""
         from miles_core.training.exchange import ByIndex, TokenArrays
 
+        self._recall(version)
         batch = ray.get(batches[self.backend.parallel.data_rank])
         self._begun = self.trainer.begin(ByIndex(ray.get(list(values)), name="values", source="critic").attached(batch))
         returns = self._begun.fields.get("returns")
@@ -91,8 +113,7 @@ class TrainerProcess(RankProcess):
         from miles_core.weights.transports import open_transport
 
         options = self.config.get(RolloutOptions)
-        if self.config.get(AlgorithmOptions).keep_old_actor:
-            self.backend.copy_weights("actor", "old_actor")
+        self._keep(version)
         mine = self._my_engines(engines)
         if not mine:
             drain(self.backend.export_weights())

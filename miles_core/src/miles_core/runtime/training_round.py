@@ -54,9 +54,10 @@ def train_round(crew: Crew, rollout: Mapping[str, Any], rollout_id: int, *, acto
     if placement.offload_train:
         crew.all_trainers("onload", what="trainers to load")
     if not crew.critics:
-        return TrainingRound(_reporting(crew.all_trainers("train", rollout["batches"], what=what)))
+        return TrainingRound(_reporting(crew.all_trainers("train", rollout["batches"], rollout["version"], what=what)))
 
-    found = crew.all_trainers("begin", rollout["batches"], _there(values), what=f"advantages of rollout {rollout_id}")
+    given = rollout["batches"], rollout["version"], _there(values)
+    found = crew.all_trainers("begin", *given, what=f"advantages of rollout {rollout_id}")
     returns = _there(found)
     if in_turn:
         actor = crew.all_trainers("finish", actor_steps, what=what)

@@ -9,6 +9,7 @@ from miles_core.errors.catalogue.debug import DEBUG
 from miles_core.errors.catalogue.engines import ENGINES
 from miles_core.errors.catalogue.explanation import Explanation
 from miles_core.errors.catalogue.logging import LOGGING
+from miles_core.errors.catalogue.loops import LOOP_OPTIONS
 from miles_core.errors.catalogue.options import OPTIONS
 from miles_core.errors.catalogue.plugins import PLUGINS
 from miles_core.errors.catalogue.prompts import PROMPTS
@@ -31,6 +32,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
                 **ALGORITHM_OPTIONS,
                 **REWARD_OPTIONS,
                 **CRITIC_OPTIONS,
+                **LOOP_OPTIONS,
                 **ROUTING_OPTIONS,
                 **SAMPLING_OPTIONS,
                 **TEACHER_OPTIONS,

@@ -29,12 +29,6 @@ def check_algorithm(report: Report) -> None:
             why="that loss needs advantages",
             fix="leave it out, or take a loss that needs none, such as sft_loss or custom_loss",
         )
-    if options.keep_old_actor and not report.supervised:
-        said = report.said(AlgorithmOptions, "keep_old_actor")
-        if options.use_rollout_logprobs:
-            report.warn(f"{said} has no effect: --use-rollout-logprobs takes the engine's log-probs for the old policy's")
-        else:
-            report.warn(f"{said} costs a copy of the weights and changes nothing in a loop that publishes after every rollout")
 
 
 def _divide_by_longest(report: Report) -> None:

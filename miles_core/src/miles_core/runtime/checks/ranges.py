@@ -15,6 +15,7 @@ from miles_core.config import (
     DataOptions,
     DebugOptions,
     EvaluationOptions,
+    LoopOptions,
     RewardOptions,
     RolloutOptions,
     RunOptions,
@@ -52,6 +53,7 @@ RANGES: dict[type, dict[str, tuple[Test, str]]] = {
         ),
         _at_least(1),
     ),
+    LoopOptions: dict.fromkeys(("update_weights_interval", "max_staleness"), _at_least(1)),
     RolloutOptions: {
         "rollout_top_p": _between(0, 1, open_low=True),
         "rollout_top_k": (lambda k: k == -1 or k >= 1, "-1 (off), or 1 or more"),
