@@ -12,9 +12,18 @@ pytestmark = pytest.mark.slow
 
 TIMES = ("perf/", "_time")
 ALGORITHM = {
-    **{"use_kl_loss": True, "kl_loss_coef": 0.01, "kl_loss_type": "low_var_kl", "ref_update_interval": 2},
-    **{"reset_optimizer_states": True, "normalize_advantages": True, "use_tis": True, "keep_old_actor": True},
-    **{"use_rollout_entropy": True, "recompute_loss_function": True, "use_opsm": True, "loss_length_divisor": 0},
+    "use_kl_loss": True,
+    "kl_loss_coef": 0.01,
+    "kl_loss_type": "low_var_kl",
+    "ref_update_interval": 2,
+    "reset_optimizer_states": True,
+    "normalize_advantages": True,
+    "use_tis": True,
+    "keep_old_actor": True,
+    "use_rollout_entropy": True,
+    "recompute_loss_function": True,
+    "use_opsm": True,
+    "loss_length_divisor": 0,
 }
 """Options of algorithms that keep something from one rollout to the next, or are computed beside the loss."""
 

@@ -42,7 +42,9 @@ class AlgorithmOptions:
         help="Keep a copy of the weights that the engines serve, and compute the old policy's log-probs with it.",
     )
     ref_update_interval: int | None = option(
-        None, flag="--ref-update-interval", help="Rollouts between updates of the reference model from the actor; never when not given."
+        None,
+        flag="--ref-update-interval",
+        help="Rollouts between updates of the reference model from the actor; never when not given.",
     )
     reset_optimizer_states: bool = option(
         False, flag="--reset-optimizer-states", help="Start every rollout's training with a fresh optimizer; the schedule goes on."

@@ -75,7 +75,7 @@ class GroupBuffer:
         return taken
 
     def state(self) -> list[list[dict[str, Any]]]:
-        """What :meth:`load_state` takes; plain JSON. What is out while a rollout runs counts as waiting, as it was when it was taken.
+        """What :meth:`load_state` takes; plain JSON. What is out during a rollout counts as waiting, as it was when it was taken.
 
         Raises:
             RunError: a hook put something into a sample that is no plain data (M408).

@@ -58,7 +58,8 @@ class Recorder:
         lost = [sample for group in dropped for sample in group][:DROPPED_PER_FILE]
         shown = [*samples[:SAMPLES_PER_FILE], *lost]
         prompts = self._decode_prompts([sample.prompt_ids for sample in shown])
-        described, budget, characters = [], TOKENS_PER_FILE, 0
+        described: list[dict[str, Any]] = []
+        budget, characters = TOKENS_PER_FILE, 0
         for number, (sample, prompt) in enumerate(zip(shown, prompts, strict=True)):
             characters += len(prompt) + len(sample.response)
             if described and characters > CHARACTERS_PER_FILE:
