@@ -3,7 +3,8 @@
     python benchmarks/kill_resume.py --kills 50
 
 Driver, training rank, rollout manager or engine are killed: while the run starts, trains, saves or publishes. The curve and the
-weights at the end must be those of the run that nobody killed, bit for bit. The exit code is 1 when they are not.
+weights at the end must be those of the run that nobody killed, bit for bit. With another ``--loop``, none of which repeats so,
+every rollout must be there once, no sample trained on twice, and none too old. The exit code is 1 when that is not so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,14 @@ import record
 ROOT = Path(__file__).parent.parent
 VICTIMS = ("driver", "trainer-0", "rollout-0", "engine-0")
 TIMES = ("perf/", "_time")
+LOOPS = {
+    "sync": ["--colocate"],
+    "one-step": ["--rollout-num-gpus", "1", "--loop", "one-step", "--keep-old-actor"],
+    "async": ["--rollout-num-gpus", "1", "--loop", "async", "--use-rollout-logprobs"],
+}
+SAMPLES = 16
+"""Of a rollout."""
+Check = Callable[[Path, Path], dict[str, bool]]
 STARTING = 0.25
 """Share of kills while the run still starts."""
 SECONDS = 300.0
@@ -38,6 +48,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=600, help="kill no more after this long")
     parser.add_argument("--rollouts", type=int, default=24, help="of a run; when it ends before all kills, the next one begins")
+    parser.add_argument("--loop", default="sync", choices=("sync", "one-step", "async"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", type=Path, help="folder of examples/quickstart/make_assets.py; made when not given")
     parser.add_argument("--ray-address", help="a cluster to join; started when not given")
@@ -47,19 +58,23 @@ def main() -> int:
         folder = Path(name)
         task = args.task or _task(folder / "task")
         address = args.ray_address or _cluster()
-        figures = Trial(folder, _arguments(task, args.rollouts, address), random.Random(args.seed)).run(
-            args.kills, args.minutes * 60
-        )
-    same = figures["curves equal"] and figures["weights equal"]
-    note = "bit for bit, without timings; all metrics of every rollout and optimizer step, and SHA-256 of the exported weights"
-    record.save("kill_resume", figures, note, args.out)
-    return 0 if same else 1
+        arguments = _arguments(task, args.rollouts, address) + LOOPS[args.loop]
+        check = equal if args.loop == "sync" else counted
+        figures = Trial(folder, arguments, random.Random(args.seed), check).run(args.kills, args.minutes * 60)
+    notes = {
+        "sync": "bit for bit, without timings: all metrics of every rollout and optimizer step; SHA-256 of the exported weights",
+        "one-step": "samples counted by id; staleness in versions of the weights",
+        "async": "samples counted by id; staleness in versions of the weights",
+    }
+    record.save("kill_resume" if args.loop == "sync" else f"kill_resume_{args.loop}", figures, notes[args.loop], args.out)
+    return 0 if all(value for value in figures.values() if isinstance(value, bool)) else 1
 
 
 class Trial:
     """One run left alone, and others that are killed."""
 
-    def __init__(self, folder: Path, arguments: list[str], drawn: random.Random) -> None:
+    def __init__(self, folder: Path, arguments: list[str], drawn: random.Random, check: Check) -> None:
+        self.check = check
         self.folder = folder
         self.arguments = arguments
         self.drawn = drawn
@@ -72,22 +87,21 @@ class Trial:
         self.more = lambda: self.killed.total() < kills and time.monotonic() - started < seconds
         whole = self.folder / "whole"
         self._until_end(self._start(whole))
-        curves, weights, runs = True, True, 0
+        found: dict[str, bool] = {}
+        runs = 0
         while self.more():
             run = self.folder / f"killed-{runs}"
             self._survive(run)
             runs += 1
-            curves = curves and curve(run) == curve(whole)
-            weights = weights and digest(run / "hf") == digest(whole / "hf")
-            print(f"run {runs}: {self.killed.total()} kills, curves equal {curves}, weights equal {weights}", flush=True)
+            found = {name: good and found.get(name, True) for name, good in self.check(run, whole).items()}
+            print(f"run {runs}: {self.killed.total()} kills, {found}", flush=True)
         return {
             "kills": self.killed.total(),
             "killed": dict(sorted(self.killed.items())),
             "moments": dict(sorted(self.moments.items())),
             "runs that went to their end": runs,
             "rollouts of each": len({step for step, names in curve(whole) if "rollout/raw_reward" in dict(names)}),
-            "curves equal": curves,
-            "weights equal": weights,
+            **found,
             "seconds": round(time.monotonic() - started),
         }
 
@@ -143,6 +157,28 @@ class Trial:
         if driver.returncode:
             newest = max(self.folder.glob("*/output.txt"), key=lambda path: path.stat().st_mtime)
             sys.exit(f"the run ended with {driver.returncode} by itself:\n{newest.read_text(encoding='utf-8')[-4000:]}")
+
+
+def equal(run: Path, whole: Path) -> dict[str, bool]:
+    """Whether a run is the one left alone."""
+    return {"curves equal": curve(run) == curve(whole), "weights equal": digest(run / "hf") == digest(whole / "hf")}
+
+
+def counted(run: Path, whole: Path) -> dict[str, bool]:
+    """Whether a run has every rollout of the one left alone once, with samples of its own that are not too old."""
+
+    def rollouts(folder: Path) -> list[int]:
+        return [step for step, row in curve(folder) if "rollout/raw_reward" in dict(row)]
+
+    files = [run / "samples" / f"rollout_{rollout_id}.jsonl" for rollout_id in rollouts(whole)]
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    trained = [row["index"] for row in rows if not row.get("dropped")]
+    oldest = max(dict(row).get("rollout/staleness_max", 0.0) for _, row in curve(run))
+    return {
+        "every rollout once": rollouts(run) == rollouts(whole),
+        "every sample once": len(trained) == len(set(trained)) == len(files) * SAMPLES,
+        "staleness within the bound": oldest <= 1,
+    }
 
 
 def curve(run: Path) -> list[tuple[int, list[tuple[str, Any]]]]:
@@ -220,7 +256,7 @@ def _arguments(task: Path, rollouts: int, address: str) -> list[str]:
     words = [
         part for flag, value in options.items() for part in [flag, *(value.split() if flag == "--eval-prompt-data" else [value])]
     ]
-    return [*words, "--colocate", "--apply-chat-template", "--rollout-shuffle", "--use-dynamic-batch-size"]
+    return [*words, "--apply-chat-template", "--rollout-shuffle", "--use-dynamic-batch-size"]
 
 
 if __name__ == "__main__":

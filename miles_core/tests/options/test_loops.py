@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from miles_core.cli.dry_run import describe
 from miles_core.config import LoopOptions
 from miles_core.runtime.loops import LOOPS
 from miles_core.runtime.loops.schedule import Schedule
@@ -67,16 +68,20 @@ def test_warnings(cli, changes: list[str], drop: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "plan"),
     [
-        ["--loop one-step", "--keep-old-actor", *APART],
-        ["--loop async", "--use-rollout-logprobs", "--max-staleness 2", "--update-weights-interval 2", *APART],
+        (["--loop one-step", "--keep-old-actor"], "one-step: generates the next rollout while this one is trained on"),
+        (
+            ["--loop async", "--use-rollout-logprobs", "--max-staleness 2", "--update-weights-interval 2"],
+            "async: generates all the time, at most 2 versions ahead; new weights every 2 rollouts",
+        ),
     ],
 )
-def test_loops_that_are_accepted_without_a_word(cli, changes: list[str]) -> None:
-    planned = cli.plan(cli.but(*changes, drop=["--colocate"]))
+def test_loops_that_are_accepted_without_a_word(cli, changes: list[str], plan: str) -> None:
+    planned = cli.plan(cli.but(*changes, *APART, drop=["--colocate"]))
     assert planned.errors == []
     assert not any("--loop" in line or "--keep-old-actor" in line or "--max-staleness" in line for line in planned.warnings)
+    assert f"\nloop        {plan}" in describe(planned)
 
 
 def test_engines_that_keep_their_weights_may_serve_them_for_longer(cli) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from miles_core.config import DataOptions, DebugOptions, EvaluationOptions, TrainingOptions
+from miles_core.config import DataOptions, DebugOptions, EvaluationOptions, LoopOptions, TrainingOptions
 from miles_core.plugins.refs import PluginRef
 from miles_core.runtime.plan import PlacementPlan, RunPlan
 from miles_core.runtime.planning import Planned
@@ -17,6 +17,7 @@ def describe(planned: Planned) -> str:
         ("plugins", _plugins(plan)),
         ("processes", _processes(plan)),
         ("batch", _batch(planned, plan)),
+        ("loop", [_loop(planned)]),
         ("data", _data(planned)),
         ("checkpoint", _checkpoint(plan)),
         ("run folder", [str(plan.run_dir)]),
@@ -77,6 +78,17 @@ def _batch(planned: Planned, plan: RunPlan) -> list[str]:
         f" {per_rank} a rank, in micro-batches of {micro}",
         f"{_count(batch.num_rollout, 'rollout')}, {_count(batch.train_steps, 'optimizer step')}{_critic_only(plan)}",
     ]
+
+
+def _loop(planned: Planned) -> str:
+    options = planned.config.peek(LoopOptions)
+    says = {
+        "sync": "generates and trains in turn",
+        "one-step": "generates the next rollout while this one is trained on",
+        "async": f"generates all the time, at most {_count(options.max_staleness, 'version')} ahead",
+    }
+    every = options.update_weights_interval
+    return f"{options.loop}: {says[options.loop]}; new weights every {'rollout' if every == 1 else _count(every, 'rollout')}"
 
 
 def _critic_only(plan: RunPlan) -> str:
