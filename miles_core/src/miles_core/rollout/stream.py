@@ -107,13 +107,14 @@ class Stream:
         self._renew()
         self._fill()
         while (chosen := self._chosen()) is None:
-            self._changed.clear()
-            await self._changed.wait()
             if self._failure is not None:
                 raise self._failure
+            self._changed.clear()
+            await self._changed.wait()
         found, self._found = self._found, Collected([], Tally())
         found.groups = [self._ready.pop(number).group for number in sorted(chosen)]
         found.finished.sort(key=lambda group: group[0].group_index)
+        found.tally.check(self.failure_limit, self.grader.name)
         found.surplus, found.kept = len(self._ready), len(self._pending)
         self._next = rollout_id + 1
         self._fill()
