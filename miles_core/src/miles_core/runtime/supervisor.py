@@ -198,6 +198,7 @@ def _reason(member: Member | None, error: BaseException | None) -> str:
         except ray.exceptions.RayError as caught:
             error = caught
     text = str(error or "").lower()
-    if "low on memory" in text or "out of memory" in text or "oom" in text:
+    # Ray's news of any death speaks of memory, as one of the causes that there can be.
+    if "low on memory" in text:
         return "Ray ended it because the machine ran low on memory"
     return "it was killed from outside, ran out of memory, or crashed"
