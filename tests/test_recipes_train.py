@@ -100,3 +100,31 @@ def test_two_steps_of_a_recipe(task, name: str) -> None:
     # Adam divides a gradient of nearly 0 by its own size, so rounding may move such a weight by a whole step: few may.
     apart = sum(int(((whole[key] - parts[key]).abs() > 0.05 * largest).sum()) for key in whole)
     assert apart <= 1e-3 * sum(tensor.numel() for tensor in whole.values())
+
+
+LOSS_OF_LISTS = """
+import torch
+
+
+def clipped(args, batch, logits, sum_of_sample_mean):
+    every = torch.log_softmax(logits, -1)
+    log_probs = every.gather(1, torch.cat(batch["unconcat_tokens"])[:, None])[:, 0]
+    old, advantages = torch.cat(batch["log_probs"]), torch.cat(batch["advantages"])
+    ratio = (log_probs - old).exp()
+    loss = sum_of_sample_mean(torch.maximum(-ratio * advantages, -ratio.clamp(0.8, 1.2) * advantages))
+    return loss, {"ppo_kl": sum_of_sample_mean(old - log_probs).detach()}
+"""
+
+
+@pytest.mark.parametrize("reduction", [(), ("--calculate-per-token-loss",)], ids=["sample", "token"])
+def test_a_loss_of_lists_and_logits_trains_as_the_packaged_one(task, tmp_path, reduction: tuple[str, ...]) -> None:
+    path = tmp_path / "lists.py"
+    path.write_text(LOSS_OF_LISTS, encoding="utf-8")
+    function = ("--loss-type", "custom_loss", "--custom-loss-function-path", f"{path}:clipped")
+    size = ("--use-dynamic-batch-size", "--max-tokens-per-gpu", "40")
+    wanted, _, _ = trained(task, "grpo", *size, *reduction)
+    found, _, _ = trained(task, "grpo", *size, *reduction, *function)
+    for one, other in zip(wanted, found, strict=True):
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4, abs=1e-6)
+        assert one["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=1e-3)
+        assert one["train/ppo_kl"] == pytest.approx(other["train/ppo_kl"], rel=1e-3, abs=1e-6)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from miles_algos.checks import problems
 from miles_algos.losses.policy_loss import PolicyLoss
 from miles_algos.options import (
     ClipOptions,
@@ -58,6 +59,11 @@ def likelihood_of_lists(args, batch, logits, sum_of_sample_mean):
     return loss, {"likelihood": loss.detach(), "clip": torch.tensor(0.2)}
 
 
+def summed_of_lists(args, batch, logits, sum_of_sample_mean):
+    loss, metrics = likelihood_of_lists(args, batch, logits, sum_of_sample_mean)
+    return loss, {"likelihood": metrics["likelihood"]}
+
+
 def likelihood_of_ranks(args, parallel_state, batch, logits, sum_of_sample_mean):
     return likelihood_of_lists(args, batch, logits, sum_of_sample_mean)
 
@@ -85,8 +91,47 @@ def sample_mean(mask, lengths):
     return mask / broadcast(sample_sum(mask, lengths).clamp(min=1), lengths)
 
 
+def mean_of_samples(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    def reduce(terms):
+        parts = terms.split(response_lengths)
+        return sum((part * mask).sum() / mask.sum().clamp(min=1) for part, mask in zip(parts, loss_masks))
+    return reduce
+
+
 def squared(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
     return lambda terms: (terms**2).sum()
+
+
+def sizes(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    return lambda terms: terms.abs().sum()
+
+
+def largest(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    return lambda terms: terms.max()
+
+
+def shifted(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    return lambda terms: terms.sum() + 1
+
+
+def unreduced(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    return lambda terms: terms
+
+
+def unrelated(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    return lambda terms: 0.0
+
+
+def divided_by_nothing(mask, lengths):
+    return mask / broadcast(sample_sum(mask, lengths), lengths)
+
+
+def masks_of_another_shape(args, *, pg_loss, loss_masks, **kwargs):
+    return pg_loss, loss_masks[:1], {}
+
+
+def metrics_that_are_none(inputs, pg_loss):
+    return pg_loss, None
 
 
 def scalar(inputs):
@@ -172,6 +217,15 @@ def test_a_batch_that_is_all_masked_adds_nothing(mine: str) -> None:
     assert logits.grad.abs().sum() == 0
 
 
+@pytest.mark.parametrize("mode", ["sample", "token"])
+def test_a_loss_of_lists_does_not_depend_on_the_split(mine: str, mode: str) -> None:
+    options = {"calculate_per_token_loss": mode == "token"}
+    check_split_invariance(custom(f"{mine}:summed_of_lists", **options), reductions=[mode])
+    with pytest.raises(AssertionError, match="clip is"):
+        # A metric that is no sum over the samples.
+        check_split_invariance(custom(f"{mine}:likelihood_of_lists", **options), reductions=[mode])
+
+
 def policy(mine: str, **options: Any) -> PolicyLoss:
     paths = {key: f"{mine}:{value}" if key.endswith("_path") else value for key, value in options.items()}
     return PolicyLoss(config_of(GROUPS, **paths))
@@ -185,6 +239,22 @@ def test_custom_tis_function_path(mine: str) -> None:
     assert torch.equal(out.loss, plain.loss / 2)
     assert out.metrics["halved"].tolist() == [1] * 5
     check_split_invariance(fn)
+
+
+def test_a_custom_correction_goes_with_the_options_of_the_packaged_one(mine: str) -> None:
+    """Scripts for miles give both switches, and their functions read the bounds."""
+    words = ["--backend", "fsdp", "--algo", "grpo", "--n-samples-per-prompt", "4", "--tis-clip", "5"]
+    found = resolve([*words, "--use-tis", "--custom-tis-function-path", f"{mine}:rejected"], environment={})
+    assert not found.errors
+    assert list(problems(found.config)) == []
+    fn = create(found.selection.loss, found.config)
+    plain = PolicyLoss(config_of(GROUPS))(batch())
+    assert torch.allclose(fn(batch()).loss, 5 * plain.loss * torch.tensor([1.0, 0, 0, 0, 1]))
+    assert {"--use-tis", "--tis-clip", "--custom-tis-function-path"} <= found.config.reads()
+    alone = resolve([*words, "--custom-tis-function-path", f"{mine}:rejected"], environment={})
+    assert list(problems(alone.config)) == []
+    (error,) = problems(resolve(words, environment={}).config)
+    assert error.code == "M232"
 
 
 def test_a_correction_called_by_name(mine: str) -> None:
@@ -214,12 +284,33 @@ def test_the_mean_of_a_sample_is_cores_own_reduction(mine: str) -> None:
     inputs = batch()
     out = policy(mine, custom_pg_loss_reducer_function_path="sample_mean")(inputs)
     assert torch.allclose(out.loss, PolicyLoss(config_of(GROUPS))(inputs).loss)
-    check_split_invariance(policy(mine, custom_pg_loss_reducer_function_path="thousandth_of_terms"))
+    out = policy(mine, custom_pg_loss_reducer_function_path="mean_of_samples")(inputs)
+    assert torch.allclose(out.loss, PolicyLoss(config_of(GROUPS))(inputs).loss)
+    for name in ("thousandth_of_terms", "mean_of_samples"):
+        check_split_invariance(policy(mine, custom_pg_loss_reducer_function_path=name))
+
+
+def test_what_a_masked_token_weighs_is_of_no_account(mine: str) -> None:
+    mask = torch.tensor([1.0, 1, 0, 0, 0], dtype=torch.float64)
+    out = policy(mine, custom_pg_loss_reducer_function_path="divided_by_nothing")(batch(mask=mask))
+    assert torch.isfinite(out.loss).all()
+    assert torch.allclose(out.loss, PolicyLoss(config_of(GROUPS))(batch(mask=mask)).loss)
+
+
+@pytest.mark.parametrize("name", ["squared", "sizes", "largest", "shifted"])
+def test_a_reduction_that_is_not_linear_is_refused(mine: str, name: str) -> None:
+    with pytest.raises(RunError, match=r"M423 --custom-pg-loss-reducer-function-path .*not linear"):
+        policy(mine, custom_pg_loss_reducer_function_path=name)(batch())
 
 
 def test_functions_that_break_their_contract(mine: str) -> None:
-    with pytest.raises(RunError, match=r"M423 --custom-pg-loss-reducer-function-path .*not linear"):
-        policy(mine, custom_pg_loss_reducer_function_path="squared")(batch())
+    for name in ("unreduced", "unrelated"):
+        with pytest.raises(RunError, match=r"M423 --custom-pg-loss-reducer-function-path .*makes no scalar of the terms"):
+            policy(mine, custom_pg_loss_reducer_function_path=name)(batch())
+    with pytest.raises(RunError, match=r"M423 --custom-tis-function-path .*returned \[\(3,\)\] as masks"):
+        policy(mine, custom_tis_function_path="masks_of_another_shape")(batch())
+    with pytest.raises(RunError, match=r"M423 --custom-tis-function-path .*NoneType as metrics"):
+        policy(mine, custom_tis_function_path="metrics_that_are_none")(batch())
     with pytest.raises(RunError, match=r"M423 --custom-tis-function-path .*failed with KeyError"):
         policy(mine, custom_tis_function_path="raising")(batch())
     with pytest.raises(RunError, match=r"M423 --custom-loss-function-path .*as the loss"):

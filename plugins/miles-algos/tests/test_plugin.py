@@ -139,6 +139,8 @@ def test_recipes_are_free_of_contradictions(algo: str) -> None:
         ("--use-rs --use-rollout-logprobs", ["M260"]),
         ("--rs-level sequence", ["M232"]),
         ("--use-rs --rs-lower-bound 3", ["M261"]),
+        ("--use-rs --rs-upper-bound 0.5", ["M261"]),
+        ("--use-rs --rs-upper-bound 0.5 --rs-lower-bound 0.1", []),
         ("--opsm-delta 0.1", ["M232"]),
         ("--use-opsm --opsm-delta 0.1 --use-rollout-logprobs", []),
         ("--loss-type sapo --sapo-tau-neg 0", ["M261"]),

@@ -35,8 +35,11 @@ class _Function:
         self._algorithm = config.get(AlgorithmOptions)
 
     def _called(self, *arguments: Any, **named: Any) -> Any:
+        return self._guarded(self._function, *arguments, **named)
+
+    def _guarded(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         try:
-            return self._function(*arguments, **named)
+            return function(*arguments, **named)
         except MilesError:
             raise
         except Exception as error:
@@ -82,40 +85,70 @@ class FunctionTis(_Function):
         if not isinstance(answer, tuple) or len(answer) != 3:
             raise self._wrong(f"returned {type(answer).__name__}", "return (pg_loss, masks, metrics)")
         found, masks, metrics = answer
-        mask = self._tensor(torch.cat(list(masks)), pg_loss, "masks")
+        sizes = [tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__ for part in masks or ()]
+        if sizes != [(length,) for length in lengths]:
+            raise self._wrong(f"returned {sizes} as masks", f"return one mask for each response, of lengths {lengths}")
+        mask = torch.cat(list(masks))
         return torch.where(mask != 0, self._tensor(found, pg_loss, "pg_loss") * mask, 0), self._metrics(metrics, pg_loss)
 
-    def _metrics(self, metrics: Mapping[str, Any], like: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: self._tensor(value, like, f"metric {name}").detach() for name, value in dict(metrics).items()}
+    def _metrics(self, metrics: Any, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not isinstance(metrics, Mapping):
+            raise self._wrong(f"returned {type(metrics).__name__} as metrics", "return a dict of tensors, one entry per token")
+        return {name: self._tensor(value, like, f"metric {name}").detach() for name, value in metrics.items()}
 
 
 class FunctionReducer(_Function):
     """``fn(mask, lengths) -> weights``, or a factory of a linear function of the terms, whose weights are its derivative."""
 
     flag = "--custom-pg-loss-reducer-function-path"
+    _verified = False
 
     def __call__(self, mask: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """The weight of each token's term in the sum over a micro-batch, ``[N]``.
+        """The weight of each token's term in the sum over a micro-batch, ``[N]``; 0 where masked.
 
         Raises:
             RunError: M423, also for a reduction that is not linear.
         """
         if not self._legacy:
-            return self._tensor(self._called(mask, lengths), mask, "weights")
+            return self._masked(self._tensor(self._called(mask, lengths), mask, "weights"), mask)
+        if not mask.numel():
+            return mask
         sizes = list(lengths)
-        masks = _parts(mask, sizes)
-        reduce = self._called(sizes, sizes, masks, self._algorithm.calculate_per_token_loss)
+        reduce = self._called(sizes, sizes, _parts(mask, sizes), self._algorithm.calculate_per_token_loss)
         if not callable(reduce):
             raise self._wrong(f"returned {type(reduce).__name__}", "return a function of the terms, [N] to a number")
-        with torch.enable_grad():
-            probe = torch.linspace(0.5, 1.5, mask.numel(), device=mask.device, dtype=mask.dtype).requires_grad_()
-            total = reduce(probe)
-            (weights,) = torch.autograd.grad(total, probe)
-        with torch.no_grad():
-            off = (total - (weights * probe).sum()).abs()
-        if not float(off) <= 1e-4 * (1 + float(total.detach().abs())):
+        weights = self._masked(self._slope(reduce, torch.ones_like(mask))[1], mask)
+        # Once, to read nothing back later; not of one term, of which much is linear.
+        if not self._verified and int((mask != 0).sum()) > 1:
+            self._verify(reduce, weights, mask)
+            self._verified = True
+        return weights
+
+    def _verify(self, reduce: Callable[..., Any], weights: torch.Tensor, mask: torch.Tensor) -> None:
+        """The same weights explain terms of both signs in another order: absolute value and maximum are linear only in places."""
+        probe = torch.cos(torch.arange(mask.numel(), device=mask.device, dtype=mask.dtype) * 2 + 1) * mask
+        total, slope = self._slope(reduce, probe)
+        parts = weights * probe
+        moved = (self._masked(slope, mask) - weights).abs().max() / weights.abs().max().clamp(min=1e-30)
+        missed = (total - parts.sum()).abs() / parts.abs().sum().clamp(min=1e-30)
+        if not float(torch.maximum(moved, missed)) <= 1e-4:
             raise self._wrong("returned a reduction that is not linear in the terms", "return a weighted sum of them")
-        return weights.detach()
+
+    def _slope(self, reduce: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reduction's value and derivative at some terms."""
+        with torch.enable_grad():
+            terms = at.detach().requires_grad_()
+            total = self._guarded(reduce, terms)
+            usable = isinstance(total, torch.Tensor) and total.numel() == 1 and total.requires_grad
+            slope = torch.autograd.grad(total.reshape(()), terms, allow_unused=True)[0] if usable else None
+            if slope is None:
+                raise self._wrong("returned a reduction that makes no scalar of the terms", "return a weighted sum of them")
+        return total.detach().reshape(()), slope
+
+    @staticmethod
+    def _masked(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What a masked token weighs is of no account, and may be no number where a function divides by an empty mask."""
+        return torch.where(mask != 0, weights, 0)
 
 
 class FunctionLoss(_Function):

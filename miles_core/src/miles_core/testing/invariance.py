@@ -29,6 +29,7 @@ def check_split_invariance(
     dtype: torch.dtype = torch.float64,
     tolerance: float = 1e-5,
     temperature: float = 1.0,
+    reductions: Sequence[str] = ("sample", "token"),
 ) -> None:
     """Compare gradients and metrics of a loss over every way to split one batch with those of the samples one by one.
 
@@ -37,13 +38,14 @@ def check_split_invariance(
     averaged per sample and per token. The inputs that the loss may need are random, except that they are all 0 at one sample.
 
     Args:
-        loss: to check; it gets every field of ``LossInputs``. One that needs ``values`` is that of a critic, and gets those of a
-            value head in the place of log-probs and entropy, which are 0.
+        loss: to check; it gets every field of ``LossInputs``, of which logits only when it needs them. One that needs ``values`` is
+            that of a critic, and gets those of a value head in the place of log-probs and entropy, which are 0.
         samples: in the batch.
         seed: of batch and model.
         dtype: of the model, float64 or float32.
         tolerance: of the largest difference, relative to the largest entry.
         temperature: of the log-probs.
+        reductions: those to average by, of a loss that is made for one of them: ``sample``, ``token``.
 
     Raises:
         AssertionError: which split differs, in what, and by how much.
@@ -51,17 +53,20 @@ def check_split_invariance(
     rows = random_rows(samples, seed=seed)
     critic = "values" in loss.needs
     model = ToyModel.random(ToyConfig(value_head=critic), seed).to(dtype)
-    request = OutputRequest(log_probs=not critic, entropy=not critic, values=critic, temperature=temperature)
+    request = OutputRequest(
+        log_probs=not critic, entropy=not critic, values=critic, logits="logits" in loss.needs, temperature=temperature
+    )
     table = RowTable(rows)
     fields = _random_fields(table, seed)
     count = count_step(rows)
-    for per_token in (False, True):
+    for reduction in reductions:
+        per_token = {"sample": False, "token": True}[reduction]
         weights = {WEIGHT: token_weights(table, count, per_token=per_token), SAMPLE_WEIGHT: sample_weights(table)}
         wanted = _one_by_one(loss, model, table, fields, request, count.tokens if per_token else None)
         for layout in ("thd", "bshd"):
             for name, bins in _splits(samples, seed).items():
                 found = _split(loss, model, table, fields | weights, request, layout, bins)
-                case = f"{layout}, {name}, averaged per {'token' if per_token else 'sample'}"
+                case = f"{layout}, {name}, averaged per {reduction}"
                 _compare(found, wanted, tolerance, case)
 
 
@@ -120,7 +125,7 @@ def _one_by_one(
         outputs = _plain_outputs(model(ids)[-response - 1 : -1], ids[-response:], request)
         index = table.response_index(np.array([i]))
         given = {name: torch.from_numpy(values[index]) for name, values in fields.items()}
-        result = loss(LossInputs(lengths=(response,), **outputs, **given))
+        result = loss(LossInputs(lengths=(response,), tokens=ids[-response:], **outputs, **given))
         mask = given["mask"]
         divisor = tokens if tokens is not None else max(float(mask.sum()), 1.0) * len(table.rows)
         share = (mask * torch.where(mask != 0, result.loss, 0)).sum() / divisor
@@ -135,7 +140,8 @@ def _plain_outputs(heads: torch.Tensor, targets: torch.Tensor, request: OutputRe
     if request.values:
         return {"values": heads[:, 0], "log_probs": torch.zeros_like(heads[:, 0])}
     every = torch.log_softmax(heads / request.temperature, -1)
-    return {"log_probs": every.gather(1, targets[:, None])[:, 0], "entropy": -(every.exp() * every).sum(-1)}
+    found = {"log_probs": every.gather(1, targets[:, None])[:, 0], "entropy": -(every.exp() * every).sum(-1)}
+    return found | {"logits": heads / request.temperature} if request.logits else found
 
 
 def _gradients(model: ToyModel) -> dict[str, torch.Tensor]:

@@ -154,20 +154,25 @@ def check_advantages(advantage: Advantage, mask: torch.Tensor, *results: torch.T
 
 
 def zero_metrics(loss: Loss) -> frozenset[str]:
-    """Metrics of a loss that are 0 wherever the advantage is 0, found by asking it about tokens on and off the policy."""
-    log_probs = torch.tensor([-1.0, -2.0, -0.5, -3.0])
-    other = torch.tensor([-1.1, -1.0, -2.0, -3.0])
+    """Metrics of a loss that are 0 wherever the advantage is 0, found by asking it about tokens on and off the policy.
+
+    Trainer and engine agree about a token, disagree a little, and are far apart both ways: each in a response of its own too, so
+    that bounds of whole responses act as well.
+    """
+    log_probs = torch.tensor([-1.0, -2.0, -0.5, -3.0, -30.0, -0.1])
+    old = torch.tensor([-1.1, -1.0, -2.0, -3.0, -30.1, -0.2])
+    rollout = torch.tensor([-1.0, -1.3, -2.0, -2.0, -0.1, -30.0])
     outputs = loss(
         LossInputs(
             log_probs=log_probs,
-            mask=torch.ones(4),
-            lengths=(4,),
-            old_log_probs=other,
-            rollout_log_probs=other,
-            ref_log_probs=other,
-            advantages=torch.zeros(4),
-            returns=torch.zeros(4),
-            entropy=torch.ones(4),
+            mask=torch.ones(6),
+            lengths=(4, 1, 1),
+            old_log_probs=old,
+            rollout_log_probs=rollout,
+            ref_log_probs=old,
+            advantages=torch.zeros(6),
+            returns=torch.zeros(6),
+            entropy=torch.ones(6),
         )
     )
     return frozenset(name for name, term in outputs.metrics.items() if not term.any())

@@ -184,22 +184,23 @@ def _corrections(config: Config) -> Iterator[UsageError]:
             why="the trainer's own log-probs are not computed, so that there is nothing to compare the engine's with",
             fix="leave one of them out",
         )
-    groups = ((tis, tis.use_tis and not custom, "--use-tis", ("tis_clip", "tis_clip_low", "tis_level", "tis_mode")),
+    # A function of the user's may read the bounds, from ``args``; whether it did is known after the run.
+    groups = ((tis, tis.use_tis or custom, "--use-tis", ("tis_clip", "tis_clip_low", "tis_level", "tis_mode")),
               (rejection, rejection.use_rs, "--use-rs", ("rs_level", "rs_upper_bound", "rs_lower_bound", "rs_veto_threshold")),
               (opsm, opsm.use_opsm, "--use-opsm", ("opsm_delta",)))  # fmt: skip
     for options, used, switch, names in groups:
         if not used:
             for name in names:
                 if getattr(options, name) != getattr(type(options)(), name):
-                    why = "the custom function takes its place" if custom and options is tis else f"{switch} is not given"
-                    yield _idle(f"--{name.replace('_', '-')}", why, switch)
-    if tis.use_tis and custom:
-        yield _idle("--use-tis", "--custom-tis-function-path takes its place", None)
+                    yield _idle(f"--{name.replace('_', '-')}", f"{switch} is not given", switch)
     if tis.tis_clip_low > tis.tis_clip:
         yield _error("M261", f"--tis-clip-low {tis.tis_clip_low:g} is above --tis-clip {tis.tis_clip:g}", fix="swap them")
-    low = rejection.rs_lower_bound
-    if low is not None and low > rejection.rs_upper_bound:
-        yield _error("M261", f"--rs-lower-bound {low:g} is above --rs-upper-bound {rejection.rs_upper_bound:g}", fix="swap them")
+    low, high = rejection.rs_lower_bound, rejection.rs_upper_bound
+    if low is not None and low > high:
+        yield _error("M261", f"--rs-lower-bound {low:g} is above --rs-upper-bound {high:g}", fix="swap them")
+    if low is None and 0 < high < 1:
+        why = "the lower bound, which is not given, is 1 divided by it"
+        yield _error("M261", f"--rs-upper-bound {high:g} is below 1", why=why, fix="choose 1 or more, or give --rs-lower-bound")
 
 
 def _share(value: float) -> bool:

@@ -29,17 +29,15 @@ class Corrections:
         needs: set[str] = set()
         if config.get(OpsmOptions).use_opsm:
             self._steps.append(Opsm(config.get(OpsmOptions).opsm_delta))
-        if tis.custom_tis_function_path is not None:
-            self._steps.append(CustomTis(config))
-            needs.add("rollout_log_probs")
-        elif tis.use_tis:
-            self._steps.append(Tis(tis))
+        custom = tis.custom_tis_function_path is not None
+        if tis.use_tis or custom:
+            self._steps.append(CustomTis(config) if custom else Tis(tis))
             needs.add("rollout_log_probs")
         if config.get(RejectionOptions).use_rs:
             self._steps.append(Rejection(config.get(RejectionOptions)))
             needs.add("rollout_log_probs")
         self.needs: frozenset[str] = frozenset(needs)
-        self.keeps_zero: bool = tis.custom_tis_function_path is None
+        self.keeps_zero: bool = not custom
 
     def __bool__(self) -> bool:
         return bool(self._steps)

@@ -1,4 +1,4 @@
-"""A function of the user's in the place of truncated importance sampling (``--custom-tis-function-path``).
+"""A function of the user's in the place of truncated importance sampling's own (``--custom-tis-function-path``).
 
 ``fn(inputs, pg_loss)`` gets :class:`miles_core.protocols.LossInputs` and the policy-gradient terms ``[N]``, and returns the terms
 that it makes of them and a dict of metrics, ``[N]`` each.

@@ -32,7 +32,7 @@ class TisOptions:
         flag="--custom-tis-function-path",
         metavar="PATH",
         signature="tis",
-        help="Function that corrects the policy-gradient terms, in place of --use-tis's own.",
+        help="Function that corrects the policy-gradient terms, in place of --use-tis's own. It needs no --use-tis.",
     )
 
 
