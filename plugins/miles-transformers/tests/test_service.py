@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from safetensors.torch import load_file, save_file
 
+from miles_core.accelerator.device import accelerator
 from miles_core.config import ClusterOptions
 from miles_core.errors import MilesError
 from miles_core.options import Config
@@ -188,8 +189,17 @@ def test_a_cache_without_room(checkpoint):
         engine.start(EngineLaunch(rank=0, model=checkpoint()))
 
 
-def test_devices(monkeypatch):
+@pytest.fixture
+def forgetful():
+    """Forgets which accelerator was found, before and after."""
+    accelerator.cache_clear()
+    yield accelerator.cache_clear
+    accelerator.cache_clear()
+
+
+def test_devices(monkeypatch, forgetful):
     assert device_of("cpu", ()).type == "cpu"
+    forgetful()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert device_of("auto", (6,)).index == 1
@@ -199,6 +209,7 @@ def test_devices(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert device_of("cuda", (3,)).index == 3
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    forgetful()
     with pytest.raises(MilesError, match="M451"):
         device_of("cuda", ())
 

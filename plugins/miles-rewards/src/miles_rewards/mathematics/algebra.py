@@ -19,7 +19,8 @@ POINTS = tuple(sympy.Rational(n, 7919) for n in (6007, -9311, 15013, -3001))
 _NOT_NUMBERS = (sympy.nan, sympy.zoo)
 _NORMAL = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False)
 
-logging.disable(logging.CRITICAL)
+for _chatty in ("latex2sympy2_extended", "math_verify"):
+    logging.getLogger(_chatty).setLevel(logging.CRITICAL)
 
 
 def grade(answer: str, label: str) -> float:
