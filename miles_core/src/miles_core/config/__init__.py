@@ -7,6 +7,7 @@ from miles_core.config.critic import CriticOptions
 from miles_core.config.data import DataOptions
 from miles_core.config.debug import DebugOptions
 from miles_core.config.evaluation import EvaluationOptions
+from miles_core.config.external import ExternalOptions
 from miles_core.config.logging import LoggingOptions
 from miles_core.config.loops import LoopOptions
 from miles_core.config.plugins import PluginOptions
@@ -24,6 +25,7 @@ CORE_GROUPS: tuple[type, ...] = (
     LoopOptions,
     RolloutOptions,
     SamplingOptions,
+    ExternalOptions,
     DataOptions,
     RewardOptions,
     AlgorithmOptions,
@@ -48,6 +50,7 @@ __all__ = [
     "DataOptions",
     "DebugOptions",
     "EvaluationOptions",
+    "ExternalOptions",
     "LoggingOptions",
     "LoopOptions",
     "PluginOptions",

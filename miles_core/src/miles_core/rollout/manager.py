@@ -13,6 +13,7 @@ from typing import Any
 from miles_core.config import (
     DataOptions,
     DebugOptions,
+    ExternalOptions,
     LoggingOptions,
     LoopOptions,
     RewardOptions,
@@ -35,6 +36,8 @@ from miles_core.rollout.collector import Collected, Collector, Refill, generate_
 from miles_core.rollout.conversion import to_rows
 from miles_core.rollout.evaluation import EvaluationSet, evaluation_sets
 from miles_core.rollout.evaluator import Evaluator
+from miles_core.rollout.external.setup import make_external
+from miles_core.rollout.external.source import ExternalSource
 from miles_core.rollout.grading import Grader, Tally, Ungraded
 from miles_core.rollout.metrics import rollout_metrics
 from miles_core.rollout.optional_metrics import optional_rollout_metrics
@@ -96,6 +99,7 @@ class RolloutManager:
         self._teacher: TeacherClient | None = None
         self._evaluator: Evaluator | None = None
         self._row_grader: Grader | None = None
+        self._external: ExternalSource | None = None
 
     async def start(self, urls: Sequence[str]) -> ManagerInfo:
         """Read and tokenise the data, make the graders, connect to the engines at ``urls``.
@@ -164,6 +168,9 @@ class RolloutManager:
             self._collector = Collector(
                 self._client, self._source, self._grader, filters, size, limit, self._make_buffer(), self._refill()
             )
+            if self._config.get(ExternalOptions).rollout_buffer_url is not None:
+                self._external = make_external(self._config, self._plan, self._client.urls, filters, self._decode)
+                await self._external.client.check()
             if self._config.get(LoopOptions).loop == "async":
                 self._stream = self._make_stream(urls, filters)
         if sets:
@@ -190,6 +197,8 @@ class RolloutManager:
         plan = self._sampling_plan(f"rollout-{rollout_id}")
         if "rollout_function" in self._hooks:
             collected = await self._collect_by(self._hooks["rollout_function"], rollout_id, plan)
+        elif self._external is not None:
+            collected = await self._external.collect(count, self._advance)
         elif self._stream is not None:
             collected = await self._stream.take(rollout_id)
             started, self._taken = self._taken, time.perf_counter()
@@ -240,7 +249,8 @@ class RolloutManager:
     def state(self) -> dict[str, Any]:
         """What must be saved to go on from here; plain JSON."""
         buffer = [] if self._collector is None else (self._stream or self._collector.buffer).state()
-        return {"source": self._source.state(), "buffer": buffer}
+        state = {"source": self._source.state(), "buffer": buffer}
+        return state if self._external is None else {**state, "external": self._external.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -249,6 +259,8 @@ class RolloutManager:
             UsageError: the data or the samples per prompt are not those of the saved state (M316, M409).
         """
         self._source.load_state(state["source"])
+        if self._external is not None and "external" in state:
+            self._external.load_state(state["external"])
         if self._stream is not None:
             self._stream.load_state(state["buffer"])
         elif self._collector is not None:
@@ -271,6 +283,8 @@ class RolloutManager:
             await (self._row_grader or self._grader).close()
         if self._client is not None:
             await self._client.close()
+        if self._external is not None:
+            await self._external.client.close()
         if self._teacher is not None:
             await self._teacher.close()
 

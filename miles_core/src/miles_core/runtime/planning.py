@@ -13,6 +13,7 @@ from miles_core.config import (
     ClusterOptions,
     DebugOptions,
     EvaluationOptions,
+    ExternalOptions,
     LoggingOptions,
     PluginOptions,
     RewardOptions,
@@ -32,6 +33,7 @@ from miles_core.runtime.checks.critic import check_critic
 from miles_core.runtime.checks.data import check_prompts
 from miles_core.runtime.checks.debug import check_debug, check_memory_device, check_saved_rollouts
 from miles_core.runtime.checks.evaluation import check_evaluation
+from miles_core.runtime.checks.external import check_external
 from miles_core.runtime.checks.loops import check_loops
 from miles_core.runtime.checks.placement import Machine, check_placement
 from miles_core.runtime.checks.ranges import check_partners, check_ranges
@@ -97,6 +99,7 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
     checkpoint = check_checkpoint(report)
     check_sampling(report)
     check_loops(report, placement)
+    check_external(report, placement)
     check_teacher(report)
     check_true_on_policy(report)
     check_routing(report)
@@ -123,6 +126,8 @@ def _check_reward(report: Report) -> None:
         return
     if report.peek(PluginOptions).rm_type is None and report.peek(RewardOptions).custom_rm_path is None:
         estimator = report.selection.advantage
+        if not report.evaluates and report.peek(ExternalOptions).rollout_buffer_url is not None:
+            return
         if not report.evaluates and estimator is not None and "reward_free" in estimator.capabilities:
             return
         why = "nothing would grade the responses"

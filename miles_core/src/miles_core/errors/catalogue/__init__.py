@@ -8,6 +8,7 @@ from miles_core.errors.catalogue.data import DATA
 from miles_core.errors.catalogue.debug import DEBUG
 from miles_core.errors.catalogue.engines import ENGINES
 from miles_core.errors.catalogue.explanation import Explanation
+from miles_core.errors.catalogue.external import EXTERNAL_OPTIONS, EXTERNAL_RUN
 from miles_core.errors.catalogue.logging import LOGGING
 from miles_core.errors.catalogue.loops import LOOP_OPTIONS
 from miles_core.errors.catalogue.options import OPTIONS
@@ -32,6 +33,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
                 **ALGORITHM_OPTIONS,
                 **REWARD_OPTIONS,
                 **CRITIC_OPTIONS,
+                **EXTERNAL_OPTIONS,
                 **LOOP_OPTIONS,
                 **ROUTING_OPTIONS,
                 **SAMPLING_OPTIONS,
@@ -45,7 +47,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,
     "Run states and weights": STATE,
-    "Processes of a run": dict(sorted({**RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
+    "Processes of a run": dict(sorted({**RUN, **EXTERNAL_RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
 }
 """The catalogue as chapters."""
 

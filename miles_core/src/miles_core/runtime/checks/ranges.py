@@ -15,6 +15,7 @@ from miles_core.config import (
     DataOptions,
     DebugOptions,
     EvaluationOptions,
+    ExternalOptions,
     LoopOptions,
     RewardOptions,
     RolloutOptions,
@@ -53,6 +54,10 @@ RANGES: dict[type, dict[str, tuple[Test, str]]] = {
         ),
         _at_least(1),
     ),
+    ExternalOptions: {
+        "fetch_trajectory_retry_times": (lambda n: n >= -1, "-1 (no limit), or 0 or more"),
+        "min_batch_collection_ratio": _between(0, 1, open_low=True),
+    },
     LoopOptions: dict.fromkeys(("update_weights_interval", "max_staleness"), _at_least(1)),
     RolloutOptions: {
         "rollout_top_p": _between(0, 1, open_low=True),
