@@ -16,11 +16,12 @@ EXTERNAL_OPTIONS: dict[str, Explanation] = {
     ),
     "M348": Explanation(
         title="Options that do not go with a rollout buffer",
-        meaning="Agents outside the run generate. The other option says something else about where rollouts come from, or needs more.",
+        meaning="Agents outside the run generate. The other option says otherwise about where rollouts come from, or needs more.",
         remedy="Leave one of the two out, or add what is named.",
         example=(
             "M348 miles-core 0.1.0: --rollout-buffer-url http://127.0.0.1:8889 (argument 9) does not go with --loop async "
-            "(argument 11): what was taken from the buffer is told apart from what was saved by rollouts in turn. Do: take --loop sync"
+            "(argument 11): what was taken from the buffer is told apart from what was saved by rollouts in turn. Do: take "
+            "--loop sync"
         ),
     ),
     "M349": Explanation(
