@@ -33,7 +33,6 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
                 **ALGORITHM_OPTIONS,
                 **REWARD_OPTIONS,
                 **CRITIC_OPTIONS,
-                **EXTERNAL_OPTIONS,
                 **LOOP_OPTIONS,
                 **ROUTING_OPTIONS,
                 **SAMPLING_OPTIONS,
@@ -42,7 +41,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
             }.items()
         )
     ),
-    "Data, checkpoints, loggers and run folders": dict(sorted({**DATA, **PROMPTS, **LOGGING, **DEBUG}.items())),
+    "Data, checkpoints, loggers and run folders": dict(sorted({**DATA, **PROMPTS, **LOGGING, **DEBUG, **EXTERNAL_OPTIONS}.items())),
     "Rollouts": ROLLOUTS,
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,
