@@ -125,10 +125,11 @@ def test_algebra_without_end_is_cut_off(name: str, grade: Callable[..., list[Sco
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_bounded() -> None:
     """Everything above in a process of its own, whose memory and whose workers' are measured."""
     script = (
-        "import asyncio, json, resource, sys\n"
+        "import asyncio, json, re, resource, sys\n"
         "from miles_core.config import RewardOptions\n"
         "from miles_core.options import Config\n"
         "from miles_core.samples import Sample\n"
@@ -140,8 +141,10 @@ def test_memory_stays_bounded() -> None:
         "    samples += [Sample(response='\\\\boxed{\\\\sqrt{2}+x}', label=a) for a in answers]\n"
         "    scores = await reward.score(samples)\n"
         "    await reward.close()\n"
-        "    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
-        "    print(json.dumps([len(scores), *peaks]))\n"
+        "    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
+        # Linux lets ru_maxrss of a new process begin at its parent's peak, which is pytest's: the high-water mark is its own.
+        "    own = int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
+        "    print(json.dumps([len(scores), own, workers]))\n"
         "asyncio.run(main())\n"
     )
     answers = [*POWERS.values(), *ALGEBRA.values(), *NOISE.values()]
@@ -149,7 +152,6 @@ def test_memory_stays_bounded() -> None:
         [sys.executable, "-c", script], input=json.dumps(answers), capture_output=True, text=True, timeout=170, check=True
     )
     count, own, workers = json.loads(done.stdout)
-    unit = 1024 if sys.platform == "linux" else 1
     assert count == 2 * len(answers)
-    assert own * unit < 512 << 20
-    assert workers * unit < 3 << 29
+    assert own << 10 < 512 << 20
+    assert workers << 10 < 3 << 29
