@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 def test_two_training_ranks_and_two_engines(task, cluster, miles, metrics, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     done = miles(
-        *("run", *task.arguments(trainers=2), "--num-rollout", 3, "--num-steps-per-rollout", 2),
+        *("run", *task.arguments(trainers=2), "--num-rollout", 3, "--num-steps-per-rollout", 2, "--balance-data"),
         *("--eval-prompt-data", "heldout", f"{task.heldout}@[0:32]", "--eval-interval", 2, "--check-weight-update-equal"),
         *("--save", tmp_path / "state", "--save-hf", tmp_path / "hf", "--run-dir", run_dir, "--ray-address", cluster),
     )

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from miles_core.config import DataOptions
 from miles_core.errors import RunError, UsageError
 from miles_core.options import Config
 from miles_core.rollout.collector import Collector
@@ -182,6 +184,51 @@ def test_sampling_is_as_the_options_say(plan, serve, write) -> None:
     params = oracle.batches[0][0].params
     assert (params.temperature, params.top_p, params.top_k, params.max_new_tokens) == (0.7, 0.9, 5, 64)
     assert (params.stop, params.stop_token_ids, params.skip_special_tokens) == (("A", "B"), (9,), False)
+
+
+def test_rows_are_read_by_the_keys_of_the_options(plan, serve, write, tmp_path: Path, monkeypatch) -> None:
+    """Tools reach the template, media the engine, and further data the samples."""
+    template = "{% for t in tools %}{{ t['function']['name'] }};{% endfor %}{% for m in messages %}{% for part in m['content'] %}"
+    template += "{{ part['text'] if part['type'] == 'text' else '[' + part['type'] + ']' }}{% endfor %}{% endfor %}"
+    tool = {"type": "function", "function": {"name": "lookup", "parameters": {}}}
+    row = {"input": "<image>1+1", "label": "2", "about": {"source": "book"}, "functions": [tool], "pictures": ["data:,a"]}
+    keys = ["--metadata-key", "about", "--tool-key", "functions", "--apply-chat-template"]
+    keys += ["--apply-chat-template-kwargs", json.dumps({"chat_template": template})]
+    (tmp_path / "keys_reward.py").write_text(
+        "seen = []\nasync def grade(args, sample):\n    seen.append(dict(sample.metadata))\n    return 0.0\n", "utf-8"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    oracle, url = serve(lambda text, seed: str(seed))
+    sizes = ["--algo", "grpo", "--label-key", "label", "--rollout-batch-size", 1, "--n-samples-per-prompt", 2]
+    keys += ["--custom-rm-path", "keys_reward.grade"]
+    config, planned = plan(*sizes, *SHORT, *keys, "--prompt-data", write({**row, "input": "1+1"}))
+    # The embedded engine takes no media, so that --multimodal-keys of a command line would be refused.
+    made = config.replaced(DataOptions, multimodal_keys={"image": "pictures"}), planned
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+
+    run(made, [url], lambda manager, info: manager.generate(0))
+    request = oracle.batches[0][0]
+    assert oracle.tokenizer.decode(list(request.input_ids)) == "lookup;[image]1+1"
+    assert request.media == {"image": ("data:,a",)}
+    assert sys.modules["keys_reward"].seen == [{"source": "book", "tools": [tool]}] * 2
+
+
+def test_special_tokens_of_responses_may_be_left_out(plan, serve, write) -> None:
+    oracle, url = serve(add)
+    made = plan(*GRPO, *SHORT, "--rollout-skip-special-tokens", "--prompt-data", write(*sums(4)))
+    run(made, [url], lambda manager, info: manager.generate(0))
+    assert oracle.batches[0][0].params.skip_special_tokens
+
+
+@pytest.mark.parametrize("limit", [40, 8])
+def test_the_context_of_an_evaluation_is_limited(plan, serve, write, limit: int) -> None:
+    oracle, url = serve(add)
+    held_out = write(*sums(1), name="held.jsonl")
+    evaluation = ["--eval-interval", 1, "--eval-prompt-data", "held", held_out, "--eval-max-context-len", limit]
+    made = plan(*GRPO, *SHORT, *evaluation, "--prompt-data", write(*sums(4)))
+    run(made, [url], lambda manager, info: manager.evaluate(0))
+    request = oracle.batches[0][0]
+    assert len(request.input_ids) + request.params.max_new_tokens == limit
 
 
 def test_evaluation_is_the_same_every_time(plan, serve, write, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from miles_core.config import TrainingOptions
 from miles_core.errors import RunError
 from miles_core.testing import random_rows
-from miles_core.training.pack import pack
+from miles_core.training.pack import pack, padding_multiple
 from miles_core.training.table import RowTable
 
 ROWS = random_rows(9)
@@ -87,3 +88,9 @@ def test_hundreds_of_samples_pack_in_about_a_millisecond():
 def test_malformed_rows_are_named(changes, why):
     with pytest.raises(RunError, match=f"M417 .*sample 0 .*{why}"):
         RowTable([dataclasses.replace(ROWS[0], **changes)])
+
+
+def test_rows_are_padded_on_accelerators_alone():
+    options = TrainingOptions(data_pad_size_multiplier=64)
+    assert padding_multiple(options, torch.device("cuda")) == 64
+    assert padding_multiple(options, torch.device("cpu")) == 1

@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from miles_core.accelerator.vendors import vendor
-from miles_core.config import TrainingOptions
+from miles_core.config import LoopOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
 from miles_core.runtime.cluster import Cluster
@@ -116,9 +116,11 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     placement = plan.placement
     slots = _slots(cluster, placement)
     at_once = placement.trainers if placement.colocate else placement.trainers + placement.critics
-    trainer_env = _environment(placement, at_once)
-    critic_env = _environment(placement, max(placement.critics, 0 if placement.colocate else at_once, 1))
-    engine_env = _environment(placement, max(placement.engines, 1))
+    taking_turns = config.get(LoopOptions).loop == "sync"
+    beside = 0 if taking_turns else placement.engines
+    trainer_env = _environment(placement, at_once + beside)
+    critic_env = _environment(placement, max(placement.critics, 0 if placement.colocate else at_once, 1) + beside)
+    engine_env = _environment(placement, max(placement.engines, 1) + (0 if taking_turns else at_once))
 
     for rank in range(placement.trainers):
         identity = ProcessIdentity("trainer", rank, run_dir, trainer_env)
@@ -188,7 +190,7 @@ def _on(process: type, placement: PlacementPlan, slot: PlacementGroupSchedulingS
 
 
 def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
-    """Processes of one kind work at the same time and share the machine's cores; the kinds take turns."""
+    """For a process beside which ``concurrent - 1`` others work at the same time: they share the machine's cores."""
     env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
     if placement.device == "cpu":
         env["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // max(concurrent, 1)))

@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from miles_core.config import TrainingOptions
 from miles_core.training.batch import MicroBatch
 from miles_core.training.table import FILLER, RowTable, ranges
+
+
+def padding_multiple(options: TrainingOptions, device: torch.device) -> int:
+    """Multiple of tokens that micro-batches are padded to: kernels of an accelerator are compiled and cached by shape."""
+    return 1 if device.type == "cpu" else options.data_pad_size_multiplier
 
 
 def pack(table: RowTable, rows: Sequence[int], fields: Mapping[str, np.ndarray], *, layout: str, multiple: int = 1) -> MicroBatch:

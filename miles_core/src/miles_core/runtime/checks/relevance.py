@@ -59,6 +59,8 @@ def check_relevance(report: Report) -> None:
     else:
         names = ["max_tokens_per_gpu", "log_probs_max_tokens_per_gpu"]
         _warn(report, TrainingOptions, names, "--use-dynamic-batch-size is not given")
+    if report.peek(ClusterOptions).device == "cpu":
+        _warn(report, TrainingOptions, ["data_pad_size_multiplier"], "micro-batches are not padded on a CPU")
     if training.lr_warmup_fraction is not None:
         _warn(report, TrainingOptions, ["lr_warmup_iters"], "--lr-warmup-fraction takes its place")
     if training.lr_decay_style == "constant":
