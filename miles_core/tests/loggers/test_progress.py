@@ -110,6 +110,12 @@ def test_what_does_not_count_takes_as_long_as_before() -> None:
         assert f"| {label} 0:04, 0:06 left |" in progress.line()
         clock.time += 20
         assert f"| {label} 0:24, 0:00 left |" in progress.line()
+    for _ in range(3):
+        progress.phase("offload")
+        clock.time += 0.2
+        progress.phase("rollout")
+    progress.phase("offload")
+    assert ", 0:00 left" not in progress.line(), "what takes no time has no estimate"
 
 
 def test_on_a_terminal_it_is_drawn_in_place_below_other_output(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,3 +76,13 @@ def test_a_supervised_run_has_neither_reward_nor_engine(tmp_path: Path) -> None:
     assert "processes fsdp on 2 cpu ranks" in lines
     assert "batch 64 prompts, 1 optimizer step of 64" in lines
     assert not any(line.startswith(("reward", "evaluation")) for line in lines)
+
+
+def test_a_run_that_only_evaluated(tmp_path: Path) -> None:
+    made = History(rollouts=0, seconds={"evaluate": 1.0})
+    made.add({"eval/sampled": 0.25, "eval/greedy": 0.5}, 0)
+    text = summary(plan(tmp_path), made, CheckpointOptions(), 2.0)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "evaluation sampled 0.250" in lines
+    assert "greedy 0.500" in lines
+    assert "change" not in text

@@ -172,12 +172,14 @@ class Progress:
             if not done or spent <= 0:
                 return doing
             rate = done / spent
-            return f"{doing}, {short(rate)}/s, {clock((total - done) / rate)} left" if total > done else f"{doing}, {short(rate)}/s"
+            doing = f"{doing}, {short(rate)}/s"
+            return f"{doing}, {clock((total - done) / rate)} left" if (total - done) / rate >= 1 else doing
         earlier = self._took.get(self._phase)
-        if not earlier:
-            return f"{doing} {clock(spent)}" if spent >= 1 else doing
-        # What counts nothing while it runs takes as long as it took before.
-        return f"{doing} {clock(spent)}, {clock(max(0.0, statistics.median(earlier) - spent))} left"
+        # What counts nothing while it runs takes as long as it took before; a second or less is not worth reading.
+        usual = statistics.median(earlier) if earlier else 0.0
+        if max(spent, usual) < 1:
+            return doing
+        return f"{doing} {clock(spent)}, {clock(max(0.0, usual - spent))} left" if earlier else f"{doing} {clock(spent)}"
 
     def _remaining(self) -> float | None:
         return self._pace.remaining(self._total - self._done, self._now())

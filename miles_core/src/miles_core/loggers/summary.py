@@ -119,6 +119,9 @@ def _evaluation(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[str]
     if not sets:
         return []
     width = max(len(name) for name in sets)
+    if all(len(metrics[f"eval/{name}"]) == 1 for name in sets):
+        rows = [f"{name:{width}} {metrics[f'eval/{name}'][0][1]:>9.3f}" for name in sets]
+        return [f"  {'evaluation' if i == 0 else '':11} {row}" for i, row in enumerate(rows)]
     lines = [f"  {'evaluation':11} {'':{width}} {'before':>9} {'after':>9} {'change':>9}"]
     for name in sets:
         points = metrics[f"eval/{name}"]
