@@ -44,6 +44,17 @@ def test_two_training_ranks_and_two_engines(task, cluster, miles, metrics, tmp_p
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template
 
 
+def test_a_run_that_only_evaluates(task, cluster, miles, metrics, tmp_path: Path) -> None:
+    done = miles(
+        *("run", *task.arguments(), "--num-rollout", 0, "--eval-interval", 1, "--eval-temperature", 0),
+        *("--eval-prompt-data", "heldout", f"{task.heldout}@[0:16]", "--run-dir", tmp_path / "run", "--ray-address", cluster),
+    )
+    found = metrics(tmp_path / "run")
+    assert [step for step, _ in found["eval/heldout"]] == [0]
+    assert not any(name.startswith(("train/", "rollout/")) for name in found)
+    assert "evaluation after 0 rollouts" in done.stdout
+
+
 def test_trainer_and_engine_on_devices_of_their_own(task, cluster, miles, metrics, tmp_path: Path) -> None:
     done = miles(
         *("run", *task.arguments(trainers=1, engines=1, use_dynamic_batch_size=None, max_tokens_per_gpu=None)),
