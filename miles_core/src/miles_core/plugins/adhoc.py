@@ -86,9 +86,9 @@ SIGNATURES: dict[str, Signature] = {
     ),
     "generate": Signature(
         "function",
-        (("sample", "generate"), ("args", "sample", "sampling_params")),
+        (("sample", "generate"), ("sample", "base_url"), ("args", "sample", "sampling_params")),
         True,
-        "nothing: it makes the sample's response; the second form returns the sample",
+        "nothing: it makes the sample's response; the last form returns the sample",
         "miles_core.rollout.generate:GenerateFunction",
     ),
     "rollout_function": Signature(
@@ -250,7 +250,10 @@ def choose_call(function: Callable[..., Any], signature: str, path: str, flag: s
     leading = next(iter(form.parameters), "") == "args"
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = sum(p.kind in positional and p.default is p.empty for p in form.parameters.values())
-    for call in sorted(rule.calls, key=lambda call: (len(call) != required, (call[0] == "args") != leading)):
+    # Two forms of as many arguments are told apart by their names, and the first is taken where they are others.
+    names = tuple(form.parameters)
+    order = {call: (len(call) != required, (call[0] == "args") != leading, names[: len(call)] != call) for call in rule.calls}
+    for call in sorted(rule.calls, key=order.__getitem__):
         try:
             form.bind(**dict.fromkeys(call[1:])) if call[0] == "*" else form.bind(*call)
         except TypeError:

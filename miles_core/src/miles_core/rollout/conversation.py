@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from miles_core.errors import RunError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from miles_core.rollout.sampling import SamplingPlan
 
 FRUITLESS_TURNS = 20
+Shared = TypeVar("Shared")
 
 
 class CutOff(BaseException):
@@ -45,6 +46,7 @@ class Conversation:
         sample: that is being made.
         params: how it is sampled.
         evaluation: whether it is made for an evaluation, and not for training.
+        plan, desk, stopping: of all samples that are being made, for core.
     """
 
     def __init__(
@@ -53,15 +55,15 @@ class Conversation:
         self.sample = sample
         self.params: SamplingParams = plan.params
         self.evaluation = evaluation
-        self._plan = plan
-        self._desk = desk
-        self._stopping = stopping
+        self.plan = plan
+        self.desk = desk
+        self.stopping = stopping
         self._function = function
 
     @property
     def room(self) -> int:
         """Tokens that still go into the response, by the limits on response and context."""
-        request = self._plan.request(self.sample)
+        request = self.plan.request(self.sample)
         return 0 if request is None else request.params.max_new_tokens
 
     async def __call__(
@@ -94,9 +96,9 @@ class Conversation:
             if request is None:
                 sample.status, reason = Status.TRUNCATED, FinishReason.LENGTH
                 break
-            if self._stopping():
+            if self.stopping():
                 raise CutOff
-            result = await self._desk.ask(request)
+            result = await self.desk.ask(request)
             complete(sample, result)
             self._settle(result)
             reason = result.finish_reason
@@ -146,22 +148,22 @@ class Conversation:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a piece of text, without any that the tokenizer puts around a whole one."""
-        assert self._plan.encode is not None
-        return self._plan.encode(text)
+        assert self.plan.encode is not None
+        return self.plan.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
-        assert self._plan.decode is not None
-        return self._plan.decode(ids)
+        assert self.plan.decode is not None
+        return self.plan.decode(ids)
 
     def params_document(self, sample: Sample) -> dict[str, Any]:
         """How the sample is to be sampled, as SGLang's ``sampling_params``."""
-        request = self._plan.request(sample)
+        request = self.plan.request(sample)
         return params_document(self.params if request is None else request.params)
 
     def arguments(self, arguments: Arguments) -> EngineArguments:
         """The options, with the address of an engine that the sample may use."""
-        return EngineArguments(arguments, self._desk.address(self.sample.group_index))
+        return EngineArguments(arguments, self.desk.address(self.sample.group_index))
 
     def _request(
         self,
@@ -171,7 +173,7 @@ class Conversation:
         stop_token_ids: Sequence[int] | None,
         temperature: float | None,
     ) -> GenerateRequest | None:
-        request = self._plan.request(self.sample)
+        request = self.plan.request(self.sample)
         if request is None:
             return None
         params = request.params
@@ -189,13 +191,13 @@ class Conversation:
             temperature=params.temperature if temperature is None else temperature,
         )
         have = self.sample.response_length
-        return replace(request, rid=f"{request.rid}-{have}-{self._desk.next_number()}", params=params)
+        return replace(request, rid=f"{request.rid}-{have}-{self.desk.next_number()}", params=params)
 
     def _settle(self, result: GenerateResult) -> None:
         sample = self.sample
         sample.response = self.decode(sample.response_ids)
-        if self._plan.experts is not None:
-            keep_routes(sample, result, self._plan.experts)
+        if self.plan.experts is not None:
+            keep_routes(sample, result, self.plan.experts)
 
 
 @dataclass
@@ -214,6 +216,9 @@ class Desk:
     _waiting: list[tuple[GenerateRequest, asyncio.Future[GenerateResult]]] = field(default_factory=list)
     _calls: set[asyncio.Task[None]] = field(default_factory=set)
     _number: int = 0
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _shared: Any = None
 
     def address(self, group: int) -> str:
         """URL of the engine for a group that asks by itself."""
@@ -225,27 +230,50 @@ class Desk:
         self._number += 1
         return self._number
 
-    async def ask(self, request: GenerateRequest) -> GenerateResult:
-        """The engines' answer."""
-        answer: asyncio.Future[GenerateResult] = asyncio.get_running_loop().create_future()
+    async def ask(self, request: GenerateRequest, patience: float | None = None) -> GenerateResult:
+        """The engines' answer.
+
+        Args:
+            patience: seconds after which the request goes out though others do not wait yet; None waits for them.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[GenerateResult] = loop.create_future()
         self._waiting.append((request, answer))
         self.look()
-        return await answer
+        late = None if patience is None or answer.done() else loop.call_later(patience, self._late, answer)
+        try:
+            return await answer
+        finally:
+            if late is not None:
+                late.cancel()
 
-    def look(self) -> None:
-        """Send what is to be sent."""
-        if not self._waiting or (self.together and len(self._waiting) < self.running):
+    def look(self, *, late: bool = False) -> None:
+        """Send what is to be sent; ``late`` sends what waits."""
+        if not self._waiting or (self.together and not late and len(self._waiting) < self.running):
             return
         batch, self._waiting = sorted(self._waiting, key=lambda each: _place(each[0].rid)), []
         call = asyncio.get_running_loop().create_task(self._send(batch))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
+    async def shared(self, make: Callable[[AsyncExitStack], Awaitable[Shared]]) -> Shared:
+        """What ``make`` makes, once for all conversations; what it puts on the stack is undone at their end."""
+        async with self._lock:
+            if self._shared is None:
+                self._shared = await make(self._stack)
+        found: Shared = self._shared
+        return found
+
     async def close(self) -> None:
         """End what runs."""
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
+        await self._stack.aclose()
+
+    def _late(self, answer: asyncio.Future[GenerateResult]) -> None:
+        if any(waiting is answer for _, waiting in self._waiting):
+            self.look(late=True)
 
     async def _send(self, batch: Sequence[tuple[GenerateRequest, asyncio.Future[GenerateResult]]]) -> None:
         waiting = {request.rid: answer for request, answer in batch}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miles_core.errors import MilesError, RunError
 from miles_core.options import Config
@@ -15,14 +15,19 @@ from miles_core.rollout.conversation import Conversation, CutOff
 from miles_core.rollout.legacy_sample import LegacySample
 from miles_core.samples import Sample, Status
 
+if TYPE_CHECKING:
+    from miles_core.rollout.agent import Agents
+
 FLAG = "--custom-generate-function-path"
 
 
 class GenerateFunction:
-    """``async fn(sample, generate)`` or ``async fn(args, sample, sampling_params)``, called once for each sample, all at once.
+    """``async fn(sample, generate)``, ``async fn(sample, base_url)`` or ``async fn(args, sample, sampling_params)``: called once
+    for each sample, all at once.
 
-    The first form makes the response with :class:`miles_core.rollout.conversation.Conversation`. The second calls the engines
-    itself, at ``args.sglang_router_ip`` and ``args.sglang_router_port``, and returns the sample with tokens, mask and log-probs.
+    The first form makes the response with :class:`miles_core.rollout.conversation.Conversation`. The second is an agent with a
+    chat endpoint, see :mod:`miles_core.rollout.agent`. The third calls the engines itself, at ``args.sglang_router_ip`` and
+    ``args.sglang_router_port``, and returns the sample with tokens, mask and log-probs.
 
     A function with the attribute ``resumes = True`` is called again, with the tokens that its sample has, when the rollout ended
     while it ran (``--partial-rollout``); the samples of any other then start anew.
@@ -34,13 +39,21 @@ class GenerateFunction:
         self._arguments = Arguments(config) if call[0] == "args" else None
         self._resumes = bool(getattr(function, "resumes", False))
         self._tells = "evaluation" in inspect.signature(function).parameters
+        self._agents: Agents | None = None
+        if call[-1] == "base_url":
+            from miles_core.rollout.agent import Agents
+
+            self._agents = Agents(function, name, config)
 
     async def __call__(self, sample: Sample, generate: Conversation) -> None:
         """Make one sample in place; it stays unfinished when the rollout ended meanwhile.
 
         Raises:
-            RunError: the function failed or broke its contract (M326), or an engine failed.
+            RunError: the function failed or broke its contract (M326, M350), or an engine failed.
         """
+        if self._agents is not None:
+            await self._agent(self._agents, sample, generate)
+            return
         start, metadata = Sample(), copy.deepcopy(sample.metadata)
         if sample.response_ids and not self._resumes:
             _reset(sample, start, metadata)
@@ -74,6 +87,15 @@ class GenerateFunction:
         answer = await answer if inspect.isawaitable(answer) else answer
         if answer is not None and answer is not sample:
             raise self.error(f"returned {type(answer).__name__}", "change the sample that it is given, and return nothing")
+
+    async def _agent(self, agents: Agents, sample: Sample, generate: Conversation) -> None:
+        start, metadata = Sample(prompt_ids=list(sample.prompt_ids)), copy.deepcopy(sample.metadata)
+        _reset(sample, start, metadata)
+        try:
+            await agents.make(sample, generate)
+        except CutOff:
+            sample.prompt_ids = start.prompt_ids
+            _reset(sample, start, metadata)
 
     async def _legacy(self, sample: Sample, generate: Conversation) -> None:
         assert self._arguments is not None

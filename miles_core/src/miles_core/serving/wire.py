@@ -126,7 +126,7 @@ def decode_call(document: Any) -> GenerateCall:
     params = []
     for i, entry in enumerate(given_params):
         if id(entry) not in seen:
-            seen[id(entry)] = _params(entry, f"sampling_params[{i}]" if isinstance(given, list) else "sampling_params")
+            seen[id(entry)] = read_params(entry, f"sampling_params[{i}]" if isinstance(given, list) else "sampling_params")
         params.append(seen[id(entry)])
     return_logprob = _flag(document, "return_logprob")
     starts = _starts(document, prompts) if return_logprob else [None] * count
@@ -245,7 +245,12 @@ def decode_result(document: Any, rid: str) -> GenerateResult | None:
     )
 
 
-def _params(entry: Any, where: str) -> SamplingParams:
+def read_params(entry: Any, where: str) -> SamplingParams:
+    """``sampling_params`` of one request; ``where`` names them in messages.
+
+    Raises:
+        ValueError: it is no object, or a value is out of range.
+    """
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be an object")
 

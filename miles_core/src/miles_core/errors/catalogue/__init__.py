@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from miles_core.errors.catalogue.agents import AGENTS
 from miles_core.errors.catalogue.algorithms import ALGORITHM_OPTIONS, ALGORITHM_RUN
 from miles_core.errors.catalogue.critic import CRITIC_OPTIONS, CRITIC_RUN
 from miles_core.errors.catalogue.data import DATA
@@ -41,7 +42,9 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
             }.items()
         )
     ),
-    "Data, checkpoints, loggers and run folders": dict(sorted({**DATA, **PROMPTS, **LOGGING, **DEBUG, **EXTERNAL_OPTIONS}.items())),
+    "Data, checkpoints, loggers and run folders": dict(
+        sorted({**DATA, **PROMPTS, **LOGGING, **DEBUG, **EXTERNAL_OPTIONS, **AGENTS}.items())
+    ),
     "Rollouts": ROLLOUTS,
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,

@@ -1,0 +1,168 @@
+"""``POST /generate`` over several workers: each prompt of a call is answered once, whoever answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from miles_core.router.call import Call
+from miles_core.router.pool import Pool, Worker
+from miles_core.router.upstream import AnswerError, Upstream, WorkerError
+
+ATTEMPTS = 4
+"""Times that a prompt is sent to a worker before its call fails."""
+PATIENCE = 30.0
+"""Seconds that a call waits for a worker when there is none."""
+BACKOFF = 0.2
+"""Seconds before a worker is tried a second time for one prompt; twice as many every further time."""
+
+Event = tuple[int, dict[str, Any]]
+
+
+@dataclass
+class _Part:
+    """Prompts of a call that go to one worker together.
+
+    Attributes:
+        open: indices without a whole answer, each with whether some of it was passed on.
+        tried: workers that have lost them.
+        attempts: how often they were sent.
+    """
+
+    open: dict[int, bool] = field(default_factory=dict)
+    tried: set[Worker] = field(default_factory=set)
+    attempts: int = 0
+
+
+class Generator:
+    """Answers calls.
+
+    A prompt of which nothing has been passed on is sent to another worker when its own goes away or is silent; prompts that were
+    answered are not sent again, so that none is answered twice. A prompt that has been passed on in part cannot be begun anew: its
+    call fails. After an abort of everything, one whose worker goes away is answered as aborted and not begun anew.
+
+    Args:
+        patience: seconds that a call waits for a worker when there is none.
+    """
+
+    def __init__(self, pool: Pool, upstream: Upstream, patience: float = PATIENCE) -> None:
+        self._pool = pool
+        self._upstream = upstream
+        self._patience = patience
+        self._aborts = 0
+        self.retries = 0
+
+    def aborted(self) -> None:
+        """Everything in flight has been told to end."""
+        self._aborts += 1
+
+    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """``(index, document)`` as they come. A stream may have several of one prompt, the last of which has a finish reason.
+
+        Raises:
+            AnswerError: an error that is the answer to the whole call.
+        """
+        queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+        task = asyncio.create_task(self._all(call, queue))
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _all(self, call: Call, queue: asyncio.Queue[Any]) -> None:
+        try:
+            await self._spread(call, _Part(dict.fromkeys(range(len(call.prompts)), False)), self._aborts, queue)
+        except Exception as error:
+            found: BaseException = error
+            while isinstance(found, BaseExceptionGroup):
+                found = found.exceptions[0]
+            queue.put_nowait(found)
+        else:
+            queue.put_nowait(None)
+
+    async def _spread(self, call: Call, part: _Part, aborts: int, queue: asyncio.Queue[Any]) -> None:
+        """Send every prompt of a part to a worker, equal ones to the same."""
+        if not await self._pool.wait(self._patience):
+            raise refusal(503, f"none of {len(self._pool.workers)} workers is well")
+        parts: dict[Worker, _Part] = {}
+        for group in call.groups():
+            mine = [index for index in group if index in part.open]
+            if not mine:
+                continue
+            worker = self._pool.choose(call.prompts[mine[0]], part.tried)
+            if worker is None:
+                part.tried = set()
+                worker = self._pool.choose(call.prompts[mine[0]])
+            assert worker is not None, "the pool has a live worker"
+            parts.setdefault(worker, _Part({}, part.tried | {worker}, part.attempts + 1)).open |= dict.fromkeys(mine, False)
+            # So that the choice for the next prompt sees it; a call to a worker counts what it holds itself.
+            worker.load += len(mine)
+        for worker, each in parts.items():
+            worker.load -= len(each.open)
+        async with asyncio.TaskGroup() as group:
+            for worker, each in parts.items():
+                group.create_task(self._serve(call, worker, each, aborts, queue))
+
+    async def _serve(self, call: Call, worker: Worker, part: _Part, aborts: int, queue: asyncio.Queue[Any]) -> None:
+        """Have one worker answer a part, and others what it leaves open."""
+        try:
+            await self._attempt(call, worker, part, queue)
+        except WorkerError as error:
+            if any(part.open.values()):
+                raise refusal(502, f"a worker went away in the midst of a response: {error}") from error
+            if self._aborts != aborts:
+                for index in part.open:
+                    queue.put_nowait((index, call.aborted(index, self._pool.version)))
+                return
+            if part.attempts >= ATTEMPTS:
+                raise refusal(504 if error.silent else 502, f"sent to workers {part.attempts} times: {error}") from error
+            self.retries += len(part.open)
+            if self._pool.choose((), part.tried) is None:
+                await asyncio.sleep(BACKOFF * 2**part.attempts)
+            await self._spread(call, part, aborts, queue)
+
+    async def _attempt(self, call: Call, worker: Worker, part: _Part, queue: asyncio.Queue[Any]) -> None:
+        """Pass a worker's answers on, and take those that are whole out of the part."""
+        places = sorted(part.open)
+        body = call.part(places)
+
+        def give(place: int, document: Any) -> None:
+            if not isinstance(document, dict) or not 0 <= place < len(places):
+                raise refusal(502, f"{worker.url} sent an answer that is not one to its requests")
+            index, meta = places[place], document.get("meta_info")
+            if index not in part.open:
+                return
+            whole = isinstance(meta, dict) and meta.get("finish_reason") is not None
+            if whole:
+                del part.open[index]
+                worker.served += 1
+                self._pool.saw_version(meta.get("weight_version"))
+            else:
+                part.open[index] = True
+            if call.batched and call.stream:
+                document["index"] = index
+            queue.put_nowait((index, document))
+
+        if call.stream:
+            async with aclosing(self._upstream.events(worker, "/generate", body, load=len(places))) as events:
+                async for document in events:
+                    give(document.get("index", 0) if call.batched else 0, document)
+        else:
+            answer = await self._upstream.post(worker, "/generate", body, load=len(places))
+            for place, document in enumerate(answer if call.batched and isinstance(answer, list) else [answer]):
+                give(place, document)
+        if part.open:
+            raise refusal(502, f"{worker.url} left {len(part.open)} of {len(places)} requests without an answer")
+
+
+def refusal(status: int, why: str) -> AnswerError:
+    """An error of the router's own."""
+    return AnswerError(status, json.dumps({"error": {"message": why, "code": status}}).encode())

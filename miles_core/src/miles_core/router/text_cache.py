@@ -1,0 +1,144 @@
+"""The text-to-token cache of ``--use-miles-router``: texts that engines made turn back into the very tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from miles_core.config import RolloutOptions
+from miles_core.options import Config
+from miles_core.router.exchange import exchange_of
+from miles_core.router.pool import as_version
+from miles_core.router.radix import RadixTree, Unit
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+log = logging.getLogger(__name__)
+
+WINDOW = 16
+"""Tokens in front of a piece that are decoded with it, as a tokeniser's text of one depends on its neighbours."""
+PARTIAL = "�"
+"""What a part of a character decodes to."""
+
+
+class TextCache:
+    """The middleware.
+
+    ``POST /generate`` may give ``text`` in place of ``input_ids``: what is known of it becomes the tokens that it was made of, the
+    rest is tokenised without special tokens. Prompts given as ids are passed on as they are. Every answer is remembered.
+    ``POST /retrieve_from_text`` with ``{"text": ...}`` answers with ``tokens``, and of each its ``rollout_logp``, ``loss_mask`` (1:
+    an engine made it) and ``weight_versions``; what is not known has mask 0, log-prob 0 and version -1.
+
+    Args:
+        tokenizer: of the model that the engines serve; texts have its special tokens in them.
+    """
+
+    def __init__(self, tokenizer: Any, tree: RadixTree | None = None) -> None:
+        self._tokenizer = tokenizer
+        self.tree = tree or RadixTree()
+
+    async def __call__(
+        self, request: web.Request, call_next: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """See :class:`miles_core.protocols.RouterMiddleware`."""
+        if request.method != "POST" or request.path not in ("/generate", "/retrieve_from_text"):
+            return await call_next(request)
+        exchange = exchange_of(request)
+        document = await exchange.document()
+        if request.path == "/retrieve_from_text":
+            return self._retrieve(document)
+        if document.get("input_ids") is None:
+            text = document.pop("text", None)
+            texts = [text] if isinstance(text, str) else text
+            if not isinstance(texts, list) or not texts or not all(isinstance(each, str) and each for each in texts):
+                raise ValueError("give input_ids, or text that is not empty, or a list of either")
+            found = [self.tokens(each)[0] for each in texts]
+            document["input_ids"] = found[0] if isinstance(text, str) else found
+            exchange.replace(document)
+        ids = document["input_ids"]
+        prompts = ids if ids and isinstance(ids, list) and isinstance(ids[0], list) else [ids]
+
+        def remember(index: int, answer: dict[str, Any]) -> None:
+            try:
+                self.remember(prompts[index], answer)
+            except (KeyError, TypeError, ValueError, IndexError):
+                log.exception("an answer cannot be remembered")
+
+        exchange.answered.append(remember)
+        return await call_next(request)
+
+    def tokens(self, text: str) -> tuple[list[int], list[float], list[int], list[int]]:
+        """Ids, log-probs, mask and versions of a text."""
+        trace = self.tree.find(text)
+        rest = text[trace.length :]
+        more = self._tokenizer.encode(rest, add_special_tokens=False) if rest else []
+        none = len(more)
+        return (
+            [*trace.ids, *more],
+            [*trace.log_probs, *[0.0] * none],
+            [*trace.mask, *[0] * none],
+            [*trace.versions, *[-1] * none],
+        )
+
+    def remember(self, prompt: Sequence[int], answer: dict[str, Any]) -> None:
+        """Put a prompt and its response into the tree."""
+        meta = answer["meta_info"]
+        pairs = meta.get("output_token_logprobs") or []
+        version = as_version(meta.get("weight_version")) or 0
+        ids = [*prompt, *(pair[1] for pair in pairs)]
+        log_probs = [*[0.0] * len(prompt), *(pair[0] for pair in pairs)]
+        units, at = [], 0
+        for text, count in self._pieces(ids, len(prompt)):
+            end = at + count
+            units.append(Unit(text, tuple(ids[at:end]), tuple(log_probs[at:end]), at >= len(prompt), version))
+            at = end
+        self.tree.insert(units, version)
+
+    def _retrieve(self, document: dict[str, Any]) -> web.Response:
+        from aiohttp import web
+
+        text = document.get("text")
+        if not isinstance(text, str):
+            raise ValueError("text must be a text")
+        ids, log_probs, mask, versions = self.tokens(text)
+        answer = {
+            "response": text,
+            "tokens": ids,
+            "loss_mask": mask,
+            "weight_versions": versions,
+            "token_length": len(ids),
+            "loss_mask_length": len(mask),
+        }
+        if document.get("return_logp", True) is not False:
+            answer["rollout_logp"] = log_probs
+        return web.json_response(answer)
+
+    def _pieces(self, ids: Sequence[int], prompt: int) -> list[tuple[str, int]]:
+        """The text of the fewest tokens that make whole ones, and how many those are; the prompt's do not run into the response's.
+
+        Tokens at the end that make no whole text are left out, and so are the response's when the prompt ends so.
+        """
+        found: list[tuple[str, int]] = []
+        start = 0
+        for end in range(1, len(ids) + 1):
+            head = max(0, start - WINDOW)
+            before, both = self._decode(ids[head:start]), self._decode(ids[head:end])
+            piece = both[len(before) :]
+            if piece and both.startswith(before) and not piece.endswith(PARTIAL):
+                if start < prompt < end:
+                    break
+                found.append((piece, end - start))
+                start = end
+        return found
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def create(config: Config) -> TextCache:
+    """The middleware of a run, with its tokeniser."""
+    from transformers import AutoTokenizer
+
+    return TextCache(AutoTokenizer.from_pretrained(config.get(RolloutOptions).hf_checkpoint))
