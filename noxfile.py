@@ -12,6 +12,7 @@ PACKAGES = [
     "plugins/miles-algos",
     "plugins/miles-rewards",
     "plugins/miles-fsdp",
+    "plugins/miles-megatron",
     "plugins/miles-transformers",
     "plugins/miles-loggers",
 ]

@@ -12,6 +12,7 @@ from miles_core.errors.catalogue.explanation import Explanation
 from miles_core.errors.catalogue.external import EXTERNAL_OPTIONS, EXTERNAL_RUN
 from miles_core.errors.catalogue.logging import LOGGING
 from miles_core.errors.catalogue.loops import LOOP_OPTIONS
+from miles_core.errors.catalogue.megatron import MEGATRON_OPTIONS
 from miles_core.errors.catalogue.options import OPTIONS
 from miles_core.errors.catalogue.plugins import PLUGINS
 from miles_core.errors.catalogue.prompts import PROMPTS
@@ -49,6 +50,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,
     "Run states and weights": STATE,
+    "Megatron": MEGATRON_OPTIONS,
     "Processes of a run": dict(sorted({**RUN, **EXTERNAL_RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
 }
 """The catalogue as chapters."""

@@ -1,0 +1,59 @@
+"""M550 to M569: the megatron backend."""
+
+from __future__ import annotations
+
+from miles_core.errors.catalogue.explanation import Explanation
+
+MEGATRON_OPTIONS: dict[str, Explanation] = {
+    "M550": Explanation(
+        title="Parallel sizes that fit neither run nor model",
+        meaning=(
+            "The parallel sizes of the megatron backend do not divide the number of ranks, or the model's heads, key-value heads, "
+            "hidden units, layers or experts."
+        ),
+        remedy="Take sizes that divide them: the message says which number is meant, and what divides it.",
+        example=(
+            "M550 miles-megatron: --tensor-model-parallel-size 4 does not fit --hf-checkpoint models/tiny: it does not divide the "
+            "model's 2 key-value heads. Do: take 1 or 2"
+        ),
+    ),
+    "M551": Explanation(
+        title="Options of the megatron backend that contradict each other",
+        meaning="Two options cannot both hold, or one has no effect without another.",
+        remedy="Leave one of them out, or set what it builds on.",
+        example=(
+            "M551 miles-megatron: --context-parallel-size 2 contradicts --qkv-format bshd: context-parallel ranks share packed "
+            "rows. Do: set --qkv-format thd"
+        ),
+    ),
+    "M552": Explanation(
+        title="megatron-core finds no GPU",
+        meaning="The megatron backend computes with megatron-core, which runs on CUDA devices only.",
+        remedy="Run where there are GPUs, or take `--backend fsdp`.",
+        example=(
+            "M552 miles-megatron: megatron-core finds no GPU: Torch not compiled with CUDA enabled. Do: set --backend fsdp, which "
+            "also runs on CPUs"
+        ),
+    ),
+    "M553": Explanation(
+        title="Log-probs that are not those of transformers",
+        meaning=(
+            "Before the first step, the megatron backend computes log-probs of a few tokens from the checkpoint's weights, and they "
+            "are not those that transformers computes: the model's constants or its table of weights are not right for it."
+        ),
+        remedy=(
+            "Name the right table by `--model-name`, correct the function of `--custom-model-provider-path`, or train with "
+            "`--backend fsdp`. `--no-check-hf-log-probs` goes on nevertheless."
+        ),
+        example=(
+            "M553 miles-megatron: log-probs of models/tiny differ from those of transformers by 1.8 on average: the bound is 0.001. "
+            "Do: set --model-name to the model's architecture, or take --backend fsdp"
+        ),
+    ),
+    "M554": Explanation(
+        title="A model that was built without what training needs",
+        meaning="A function of `--custom-model-provider-path` returned something that is no GPTModel of megatron-core.",
+        remedy="Return a GPTModel, or a subclass of it, whose core attention is `miles_megatron.attention.PackedAttention`.",
+        example="M554 miles-megatron: my.provider returned a Linear. Do: return a GPTModel of megatron-core",
+    ),
+}

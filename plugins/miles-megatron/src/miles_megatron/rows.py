@@ -1,0 +1,70 @@
+"""A micro-batch as one rank computes it: padded to the parallel sizes, with this context rank's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from miles_megatron.attention import Packing, runs_variable_length
+from miles_megatron.context import Share
+
+if TYPE_CHECKING:
+    from miles_core.training.batch import MicroBatch
+    from miles_megatron.context import Context
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This rank's part of a micro-batch of B rows of L tokens, where N context ranks share them.
+
+    Attributes:
+        batch: the micro-batch.
+        tokens, position_ids: ``[B, L / N]``.
+        logit_index: places among this rank's flattened tokens whose logits predict one of its response tokens, ``[n]``.
+        targets: those response tokens, ``[n]``.
+        packing: of the whole row; None for padded rows.
+        share: whose the response tokens are; None when this rank has all.
+        padding: tokens at the end of each row that the micro-batch does not have.
+    """
+
+    batch: MicroBatch
+    tokens: torch.Tensor
+    position_ids: torch.Tensor
+    logit_index: torch.Tensor
+    targets: torch.Tensor
+    packing: Packing | None
+    share: Share | None
+    padding: int
+
+    @classmethod
+    def of(cls, batch: MicroBatch, *, multiple: int, context: Context | None, compute: torch.dtype) -> Rows:
+        """This rank's part.
+
+        Args:
+            multiple: pad each row to a multiple of this many tokens; the padding of a packed row is one more segment.
+            context: the ranks that share the tokens, whose number divides ``multiple``; None if this one has all.
+            compute: precision of the computation, by which kernels are chosen.
+        """
+        tokens, positions, bounds, longest = batch.tokens, batch.position_ids, batch.cu_seqlens, batch.max_seqlen
+        length = tokens.shape[1]
+        padding = -length % multiple
+        if padding:
+            further = torch.arange(padding, device=tokens.device).expand(len(tokens), -1)
+            tokens = torch.cat([tokens, torch.zeros_like(further)], 1)
+            positions = torch.cat([positions, further if bounds is not None else length + further], 1)
+            if bounds is not None:
+                bounds, longest = torch.cat([bounds, bounds[-1:] + padding]), max(longest, padding)
+        varlen = runs_variable_length(tokens.device, compute)
+        packing = None if bounds is None else Packing.of(bounds, longest, varlen=varlen)
+        row = batch.logit_index.div(length, rounding_mode="floor")
+        column = batch.logit_index - row * length
+        if context is None:
+            index = row * tokens.shape[1] + column
+            return cls(batch, tokens, positions, index, batch.targets, packing, None, padding)
+        size = context.size
+        share = Share.of(column % size, context)
+        places = row * (tokens.shape[1] // size) + column.div(size, rounding_mode="floor")
+        tokens, positions = (x[:, context.rank :: size].contiguous() for x in (tokens, positions))
+        return cls(batch, tokens, positions, places[share.mine], batch.targets[share.mine], packing, share, padding)
