@@ -11,7 +11,7 @@ The backward pass computes p anew from the logits, so what is kept besides them 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -19,6 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 from miles_core.protocols.backend import OutputRequest
 from miles_core.training.batch import ModelOutputs
+
+
+class TokenOutputs(Protocol):
+    """How :func:`token_outputs` is called."""
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor, request: OutputRequest, *, entropy_grad: bool) -> ModelOutputs:
+        """Outputs of the logits that predict each response token."""
+        ...
 
 
 def token_outputs(logits: torch.Tensor, targets: torch.Tensor, request: OutputRequest, *, entropy_grad: bool) -> ModelOutputs:
@@ -52,6 +60,7 @@ def token_outputs_from_hidden(
     request: OutputRequest,
     *,
     entropy_grad: bool,
+    of_logits: TokenOutputs = token_outputs,
 ) -> ModelOutputs:
     """The same from the hidden states before the head, so that the logits of all rows never exist at once.
 
@@ -60,13 +69,14 @@ def token_outputs_from_hidden(
         head: ``[n, H]`` to ``[n, V]``. It runs on ``request.chunk_size`` rows at a time, and once more in the backward pass; on all
             rows when the logits themselves are requested.
         targets, request, entropy_grad: as in :func:`token_outputs`.
+        of_logits: what makes outputs of the head's logits; another one for logits that are not whole.
     """
     rows, size = targets.shape[0], request.chunk_size
     if size <= 0 or rows <= size or request.logits:
-        return token_outputs(head(hidden), targets, request, entropy_grad=entropy_grad)
+        return of_logits(head(hidden), targets, request, entropy_grad=entropy_grad)
 
     def one(part: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        outputs = token_outputs(head(part), wanted, request, entropy_grad=entropy_grad)
+        outputs = of_logits(head(part), wanted, request, entropy_grad=entropy_grad)
         return outputs.log_probs, outputs.entropy, outputs.values
 
     parts = []

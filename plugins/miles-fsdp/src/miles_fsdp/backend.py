@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from miles_core.accelerator.device import accelerator_of, rank_device
+from miles_core.accelerator.parking import Parking
 from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import RunError
 from miles_core.numerics.model import check_place
@@ -24,7 +25,6 @@ from miles_fsdp.export import whole_weights, write_hf
 from miles_fsdp.model import build_empty, fill, read_config, shard
 from miles_fsdp.optimizer import ShardedOptimizer, local
 from miles_fsdp.options import FsdpOptions
-from miles_fsdp.parking import Parking
 from miles_fsdp.plugin import OWNER, chosen_by_user
 from miles_fsdp.routing import Replays
 from miles_fsdp.state import load_state, read_facts, save_state

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from miles_core.config import TrainingOptions
+from miles_core.training.schedule import learning_rate
 from miles_fsdp.options import FsdpOptions
-from miles_fsdp.schedule import learning_rate
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -66,7 +66,9 @@ def _contradictions(config: Config, options: MegatronOptions) -> Iterator[UsageE
     layout = config.peek(TrainingOptions).qkv_format
     if options.context_parallel_size > 1 and layout == "bshd":
         why = "context-parallel ranks share packed rows"
-        yield _contradiction(f"{CONTEXT} {options.context_parallel_size} contradicts --qkv-format bshd", why, "set --qkv-format thd")
+        yield _contradiction(
+            f"{CONTEXT} {options.context_parallel_size} contradicts --qkv-format bshd", why, "set --qkv-format thd"
+        )
     if options.sequence_parallel and options.tensor_model_parallel_size == 1:
         why = "it shares tokens among tensor-parallel ranks, and there is one"
         yield _contradiction("--sequence-parallel has no effect", why, f"raise {TENSOR}, or leave it out")
@@ -103,15 +105,15 @@ def _world(config: Config, options: MegatronOptions) -> Iterator[UsageError]:
         options.pipeline_model_parallel_size,
         options.context_parallel_size,
     )
-    experts = options.expert_model_parallel_size * (options.expert_tensor_parallel_size or tensor)
+    expert, expert_tensor = options.expert_model_parallel_size, options.expert_tensor_parallel_size or tensor
     for whose, world in worlds.items():
         if world % (tensor * pipeline * context):
             what = f"{world} ranks of the {whose} do not divide into parts of {tensor * pipeline * context}"
             why = f"that is {TENSOR} {tensor} x {PIPELINE} {pipeline} x {CONTEXT} {context}"
             yield _size(what, why, "change the number of ranks or these sizes")
-        elif (world // pipeline) % experts:
-            what = f"{world // pipeline} ranks of a pipeline stage do not divide into parts of {experts}"
-            why = f"that is {EXPERT} {options.expert_model_parallel_size} x {EXPERT_TENSOR} {options.expert_tensor_parallel_size or tensor}"
+        elif (world // pipeline) % (expert * expert_tensor):
+            what = f"{world // pipeline} ranks of a pipeline stage do not divide into parts of {expert * expert_tensor}"
+            why = f"that is {EXPERT} {expert} x {EXPERT_TENSOR} {expert_tensor}"
             yield _size(what, why, "change the number of ranks or these sizes")
 
 

@@ -32,7 +32,7 @@ class MegatronOptions:
         1, flag="--expert-model-parallel-size", help="Ranks that share the experts of a mixture of experts."
     )
     expert_tensor_parallel_size: int | None = option(
-        None, flag="--expert-tensor-parallel-size", help="Ranks that share each expert; --tensor-model-parallel-size when not given."
+        None, flag="--expert-tensor-parallel-size", help="Ranks that share each expert; as many as a layer when not given."
     )
     use_distributed_optimizer: bool = option(
         True, flag="--use-distributed-optimizer", help="Data-parallel ranks share the optimizer's state and step."
@@ -43,7 +43,7 @@ class MegatronOptions:
     overlap_param_gather: bool = option(
         False,
         flag="--overlap-param-gather",
-        help="Gather stepped parameters while the next forward pass runs; with --overlap-grad-reduce and the distributed optimizer.",
+        help="Gather stepped parameters while the next forward pass runs; with --overlap-grad-reduce.",
     )
     precision: str = option(
         "auto",
@@ -62,13 +62,13 @@ class MegatronOptions:
         None,
         flag="--recompute-method",
         choices=("uniform", "block"),
-        help="With full recomputation: keep the input of every --recompute-num-layers layers, or recompute so many and keep the rest.",
+        help="Full recomputation: of all layers, keeping the input of every --recompute-num-layers, or of so many only.",
     )
     recompute_num_layers: int | None = option(
         None, flag="--recompute-num-layers", help="Layers of --recompute-method; 1 when not given."
     )
     recompute_modules: list[str] = option(
-        [], flag="--recompute-modules", help="With selective recomputation: core_attn, mlp, moe, moe_act, layernorm; core_attn if empty."
+        [], flag="--recompute-modules", help="Selective recomputation: core_attn, mlp, moe, moe_act, layernorm; core_attn if empty."
     )
     make_vocab_size_divisible_by: int = option(
         128, flag="--make-vocab-size-divisible-by", help="Pad the vocabulary to a multiple of this times the tensor-parallel size."

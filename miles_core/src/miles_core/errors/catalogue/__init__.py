@@ -50,8 +50,8 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": ENGINES,
     "Run states and weights": STATE,
-    "Megatron": MEGATRON_OPTIONS,
     "Processes of a run": dict(sorted({**RUN, **EXTERNAL_RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
+    "Megatron": MEGATRON_OPTIONS,
 }
 """The catalogue as chapters."""
 

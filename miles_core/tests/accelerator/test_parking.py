@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from miles_fsdp.parking import Parking
+from miles_core.accelerator.parking import Parking
 
 
 def test_tensors_and_views_come_back_in_place():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from miles_core.config import TrainingOptions
-from miles_fsdp.schedule import learning_rate
+from miles_core.training.schedule import learning_rate
 
 
 def rates(steps: range, train_steps: int = 10, **options) -> list[float]:
