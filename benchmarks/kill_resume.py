@@ -46,7 +46,7 @@ def main() -> int:
     """Kill, resume, compare, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=600, help="kill no more after this long")
+    parser.add_argument("--minutes", type=float, default=600, help="kill no more after this long, once there was a kill")
     parser.add_argument("--rollouts", type=int, default=24, help="of a run; when it ends before all kills, the next one begins")
     parser.add_argument("--loop", default="sync", choices=("sync", "one-step", "async"))
     parser.add_argument("--seed", type=int, default=0)
@@ -82,9 +82,9 @@ class Trial:
         self.moments: collections.Counter[str] = collections.Counter()
 
     def run(self, kills: int, seconds: float) -> dict[str, Any]:
-        """Kill ``kills`` times in all, and no more after ``seconds``."""
+        """Kill ``kills`` times in all, and once at least but no more after ``seconds``."""
         started = time.monotonic()
-        self.more = lambda: self.killed.total() < kills and time.monotonic() - started < seconds
+        self.more = lambda: self.killed.total() < kills and (time.monotonic() - started < seconds or not self.killed.total())
         whole = self.folder / "whole"
         self._until_end(self._start(whole))
         found: dict[str, bool] = {}
