@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 
 TOKENS = 500_000
 """Tokens that a tree holds at most; one takes about 300 bytes."""
@@ -19,6 +20,7 @@ class Unit:
         log_probs: one per token; zeros where they were not generated.
         generated: whether an engine made them.
         version: of the weights that did, else of the answer to the prompt that they were part of.
+        routes: the experts that they were sent to, as bytes; None where nobody knows.
     """
 
     text: str
@@ -26,16 +28,20 @@ class Unit:
     log_probs: tuple[float, ...]
     generated: bool
     version: int
+    routes: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Tokens of a text, in order; one log-prob, mask (1: generated) and weight version each. ``length`` characters are covered."""
+    """Tokens of a text, in order; one log-prob, mask (1: generated) and weight version each, and the routes of each unit.
+    ``length`` characters are covered.
+    """
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     mask: tuple[int, ...]
     versions: tuple[int, ...]
+    routes: tuple[bytes | None, ...]
     length: int
 
     @classmethod
@@ -46,6 +52,7 @@ class Trace:
             tuple(value for unit in units for value in unit.log_probs),
             tuple(int(unit.generated) for unit in units for _ in unit.ids),
             tuple(unit.version for unit in units for _ in unit.ids),
+            tuple(unit.routes for unit in units),
             sum(len(unit.text) for unit in units),
         )
 
@@ -163,14 +170,19 @@ class RadixTree:
                     stack.append(child)
 
     def _evict(self) -> None:
-        """Drop what was not used for longest, down to nine tenths of the limit."""
+        """Drop what was not used for longest, ends of sequences first, down to nine tenths of the limit."""
         goal = self.limit * 9 // 10
+        heap = [(node.used, id(node), node) for node in self._nodes() if not node.children]
+        heapify(heap)
         while self.tokens > goal:
-            leaves = sorted((node for node in self._nodes() if not node.children), key=lambda node: node.used)
-            for leaf in leaves:
-                if self.tokens <= goal:
-                    break
+            _, _, leaf = heappop(heap)
+            while len(leaf.units) > 1 and self.tokens > goal:
+                self.tokens -= len(leaf.units.pop().ids)
+            if self.tokens > goal:
+                parent = leaf.parent
                 self._remove(leaf)
+                if parent is not None and parent is not self._root and not parent.children:
+                    heappush(heap, (parent.used, id(parent), parent))
 
     def _nodes(self) -> Iterable[_Node]:
         stack = list(_each(self._root.children))
@@ -202,7 +214,7 @@ def _matching(node: _Node, unit: Unit) -> _Node | None:
 
 
 def _newer(old: Unit, new: Unit) -> Unit:
-    """What is known of a unit: an engine's own log-probs over none, and the newest of them."""
-    if new.generated and (not old.generated or new.version >= old.version):
-        return new
-    return old
+    """What is known of a unit: an engine's own log-probs over none, the newest of them, and the newest routes."""
+    found = new if new.generated and (not old.generated or new.version >= old.version) else old
+    routes = new.routes if new.routes is not None and (old.routes is None or new.version >= old.version) else old.routes
+    return found if found.routes == routes else replace(found, routes=routes)

@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 
 WINDOW = 16
 """Tokens in front of a piece that are decoded with it, as a tokeniser's text of one depends on its neighbours."""
+LONGEST = 8
+"""Tokens that a character takes at most."""
+TEXTS = 500_000
+"""Texts of tokens that are remembered."""
 PARTIAL = "�"
 """What a part of a character decodes to."""
 
@@ -38,6 +42,8 @@ class TextCache:
     def __init__(self, tokenizer: Any, tree: RadixTree | None = None) -> None:
         self._tokenizer = tokenizer
         self.tree = tree or RadixTree()
+        self._texts: dict[tuple[int, ...], str] = {}
+        self._anchor: tuple[int, ...] = tuple(tokenizer.encode("a", add_special_tokens=False)[-1:])
 
     async def __call__(
         self, request: web.Request, call_next: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -120,6 +126,43 @@ class TextCache:
 
         Tokens at the end that make no whole text are left out, and so are the response's when the prompt ends so.
         """
+        found = self._alone(ids)
+        if found is None:
+            found = self._in_context(ids)
+        at = 0
+        for number, (_, count) in enumerate(found):
+            if at < prompt < at + count:
+                return found[:number]
+            at += count
+        return found
+
+    def _alone(self, ids: Sequence[int]) -> list[tuple[str, int]] | None:
+        """Pieces by texts of tokens that are known; None where these do not make up the whole text."""
+        found: list[tuple[str, int]] = []
+        start = 0
+        while start < len(ids):
+            for end in range(start + 1, min(len(ids), start + LONGEST) + 1):
+                text = self._known(tuple(ids[start:end])) if start else self._decode(ids[:end])
+                if text and not text.endswith(PARTIAL):
+                    found.append((text, end - start))
+                    break
+            else:
+                if start + LONGEST < len(ids):
+                    return None
+                break
+            start = end
+        return found if "".join(text for text, _ in found) == self._decode(ids[:start]) else None
+
+    def _known(self, ids: tuple[int, ...]) -> str:
+        """The text of tokens behind another one, which they do not depend on in most tokenisers."""
+        if ids not in self._texts:
+            if len(self._texts) > TEXTS:
+                self._texts.clear()
+            self._texts[ids] = self._decode((*self._anchor, *ids))[len(self._decode(self._anchor)) :]
+        return self._texts[ids]
+
+    def _in_context(self, ids: Sequence[int]) -> list[tuple[str, int]]:
+        """Pieces by decoding each token with those in front of it, for tokenisers whose texts depend on them."""
         found: list[tuple[str, int]] = []
         start = 0
         for end in range(1, len(ids) + 1):
@@ -127,8 +170,6 @@ class TextCache:
             before, both = self._decode(ids[head:start]), self._decode(ids[head:end])
             piece = both[len(before) :]
             if piece and both.startswith(before) and not piece.endswith(PARTIAL):
-                if start < prompt < end:
-                    break
                 found.append((piece, end - start))
                 start = end
         return found
