@@ -21,7 +21,7 @@ def problems(*groups) -> list[str]:
 def test_record_names_the_backend_and_its_options():
     (record,) = plugin.miles_backend()
     assert (record.name, record.create, record.options) == ("fsdp", "miles_fsdp.backend:FsdpBackend", FsdpOptions)
-    assert {"cpu", "cuda", "true_on_policy"} <= record.capabilities
+    assert {"cpu", "cuda", "true_on_policy", "context_parallel"} <= record.capabilities
 
 
 def test_flags_are_the_documented_ones():
@@ -31,6 +31,7 @@ def test_flags_are_the_documented_ones():
         ("--fsdp-state-dict-cpu-offload", True),
         ("--attn-implementation", "flash_attention_2"),
         ("--gradient-checkpointing", False),
+        ("--context-parallel-size", 1),
         ("--fsdp-precision", "auto"),
     ]
 

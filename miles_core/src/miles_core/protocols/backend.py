@@ -49,6 +49,7 @@ class Parallel:
         data_group: process group over exactly those ranks, on which core reduces metrics; None when ``data_size`` is 1.
         computes_loss: whether ``forward`` returns outputs and the loss callback runs here (last pipeline stage).
         reports: true on exactly one rank of the run, which ``computes_loss``.
+        context_size: ranks that share the tokens of a micro-batch, whose cap on tokens is that many times a rank's.
         exports: whether ``export_weights`` yields here (all ranks iterate; those that do not export yield nothing).
     """
 
@@ -60,6 +61,7 @@ class Parallel:
     computes_loss: bool = True
     reports: bool = False
     exports: bool = True
+    context_size: int = 1
 
 
 @dataclass(frozen=True)

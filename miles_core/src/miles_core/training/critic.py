@@ -16,7 +16,7 @@ from miles_core.protocols.loss import Loss
 from miles_core.training import checks
 from miles_core.training.exchange import ByIndex, TokenArrays
 from miles_core.training.objective import Objective, step_weights
-from miles_core.training.pack import pack
+from miles_core.training.pack import pack, padding_multiple
 from miles_core.training.passes import Scorer
 from miles_core.training.plan import BinRule
 from miles_core.training.reduce import all_sums, reduced
@@ -76,8 +76,9 @@ class CriticTrainer:
         self.backend = backend
         self.loss = loss
         self._layout = training.qkv_format
-        self._multiple = max(training.data_pad_size_multiplier, 1) if backend.device.type == "cuda" else 1
-        self._rule, self._scoring_rule = BinRule.training(config), BinRule.scoring(config)
+        self._multiple = padding_multiple(training, backend.device)
+        context = backend.parallel.context_size
+        self._rule, self._scoring_rule = BinRule.training(config, context), BinRule.scoring(config, context)
         self._request = OutputRequest(log_probs=False, values=True)
         self._unstable = 0
         self._run: _Rollout | None = None

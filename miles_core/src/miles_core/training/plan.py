@@ -27,8 +27,8 @@ class BinRule:
     cap: int | None = None
 
     @classmethod
-    def training(cls, config: Config) -> BinRule:
-        """The rule of optimizer steps.
+    def training(cls, config: Config, context_size: int = 1) -> BinRule:
+        """The rule of optimizer steps; the caps of ``context_size`` ranks that share a micro-batch add up.
 
         Raises:
             UsageError: the options contradict each other (M418).
@@ -50,14 +50,16 @@ class BinRule:
                 why="padding would go over the cap",
                 fix="set --qkv-format thd, or leave --use-dynamic-batch-size out",
             )
-        return cls(cap=options.max_tokens_per_gpu)
+        return cls(cap=options.max_tokens_per_gpu * context_size)
 
     @classmethod
-    def scoring(cls, config: Config) -> BinRule:
+    def scoring(cls, config: Config, context_size: int = 1) -> BinRule:
         """The rule of passes without gradients: its own cap if there is one, else that of training."""
         options = config.get(TrainingOptions)
         cap = options.log_probs_max_tokens_per_gpu
-        return cls(cap=cap) if cap is not None and options.qkv_format == "thd" else cls.training(config)
+        if cap is None or options.qkv_format != "thd":
+            return cls.training(config, context_size)
+        return cls(cap=cap * context_size)
 
     def count(self, lengths: Sequence[int]) -> int:
         """The fewest micro-batches that this rule allows for rows of these many tokens, found by first fit."""

@@ -18,7 +18,7 @@ from miles_core.protocols.loss import Loss
 from miles_core.training import checks, mismatch
 from miles_core.training.metrics import rollout_metrics
 from miles_core.training.objective import COMPARED, SAMPLE_WEIGHT, Objective, step_weights
-from miles_core.training.pack import pack
+from miles_core.training.pack import pack, padding_multiple
 from miles_core.training.passes import Scorer
 from miles_core.training.plan import BinRule
 from miles_core.training.postprocess import PostProcess, postprocess
@@ -102,8 +102,9 @@ class Trainer:
         self._per_token = self._algorithm.calculate_per_token_loss
         self._recompute = training.recompute_loss_function
         self._layout = training.qkv_format
-        self._multiple = max(training.data_pad_size_multiplier, 1) if backend.device.type == "cuda" else 1
-        self._rule, self._scoring_rule = BinRule.training(config), BinRule.scoring(config)
+        self._multiple = padding_multiple(training, backend.device)
+        context = backend.parallel.context_size
+        self._rule, self._scoring_rule = BinRule.training(config, context), BinRule.scoring(config, context)
         self._warn, self._limit = rollout.logprob_diff_warn, rollout.logprob_diff_limit
         self._exact = training.true_on_policy_mode
         self._scoring = OutputRequest(

@@ -32,6 +32,8 @@ PACKED = "miles_packed"
 """Name of our implementation in transformers' ``AttentionInterface``."""
 INVARIANT = "miles_packed_invariant"
 """The same for ``--true-on-policy-mode``, by :func:`miles_core.numerics.attention.invariant_attention`."""
+SHARED = "miles_packed_shared"
+"""The same for ranks that share the tokens of a row, see :mod:`miles_fsdp.shared_attention`."""
 
 Kernel: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None, int | None], torch.Tensor]"
 """Causal attention of rows that start at column 0: query, key, value, scaling, window."""
@@ -184,7 +186,7 @@ AttentionInterface.register(INVARIANT, functools.partial(packed_attention, kerne
 
 def runs_variable_length(implementation: str, device: torch.device, compute: torch.dtype) -> bool:
     """Whether our implementation uses variable-length kernels there rather than padded groups."""
-    return implementation == PACKED and device.type == "cuda" and compute in _HALF and varlen_attn is not None
+    return implementation in (PACKED, SHARED) and device.type == "cuda" and compute in _HALF and varlen_attn is not None
 
 
 def choose_attention(
@@ -218,10 +220,10 @@ def choose_attention(
         raise UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix)
     if announce:
         _log.warning("%s: attention runs on PyTorch's own kernels (sdpa)", why)
-    return (PACKED, "sdpa", "eager") if _plain(model_config) else ("sdpa", "eager")
+    return (PACKED, "sdpa", "eager") if is_plain(model_config) else ("sdpa", "eager")
 
 
-def _plain(config: Any) -> bool:
+def is_plain(config: Any) -> bool:
     """Whether every layer is full or sliding-window softmax attention without soft-caps or sinks."""
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])

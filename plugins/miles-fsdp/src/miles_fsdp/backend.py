@@ -19,14 +19,16 @@ from miles_core.errors import RunError
 from miles_core.numerics.model import check_place
 from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
 from miles_core.training.batch import MicroBatch, ModelOutputs
-from miles_fsdp.attention import INVARIANT, check_packable, choose_attention
+from miles_fsdp.attention import INVARIANT, SHARED, check_packable, choose_attention
 from miles_fsdp.checkpoint import HfWeights
+from miles_fsdp.context import Context, context_mesh
 from miles_fsdp.export import whole_weights, write_hf
 from miles_fsdp.model import build_empty, fill, read_config, shard
 from miles_fsdp.optimizer import ShardedOptimizer, local
 from miles_fsdp.options import FsdpOptions
 from miles_fsdp.plugin import OWNER, chosen_by_user
 from miles_fsdp.routing import Replays
+from miles_fsdp.shared_attention import check_shareable
 from miles_fsdp.state import load_state, read_facts, save_state
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 class FsdpBackend:
-    """:class:`miles_core.protocols.TrainingBackend` on PyTorch FSDP2: all ranks are data-parallel and share the weights out.
+    """:class:`miles_core.protocols.TrainingBackend` on PyTorch FSDP2: all ranks share the weights out.
+
+    Ranks get rows of their own, or with ``--context-parallel-size`` that many get the same ones and share the tokens.
 
     Master weights, gradient sums and optimizer state are fp32 shards; layers are gathered in the compute precision as they run.
     """
@@ -55,6 +59,8 @@ class FsdpBackend:
         self._parking: dict[str, Parking] = {}
         self._changed: set[str] = set()
         self._exact = False
+        self._context: Context | None = None
+        self._data_group: dist.ProcessGroup | None = None
         self._offloaded = False
 
     @property
@@ -66,16 +72,26 @@ class FsdpBackend:
 
     @property
     def parallel(self) -> Parallel:
-        """This rank's place: every rank gets rows of its own, computes its loss, and can export."""
+        """This rank's place: every rank computes its loss and can export; context ranks, which follow each other, share rows."""
         rank, size = dist.get_rank(), dist.get_world_size()
-        group = dist.group.WORLD if size > 1 else None
-        return Parallel(rank=rank, world_size=size, data_rank=rank, data_size=size, data_group=group, reports=rank == 0)
+        context, group = 1, dist.group.WORLD
+        if self._context is not None:
+            context, group = self._context.size, self._data_group
+        return Parallel(
+            rank=rank,
+            world_size=size,
+            data_rank=rank // context,
+            data_size=size // context,
+            data_group=group if size > context else None,
+            reports=rank == 0,
+            context_size=context,
+        )
 
     def setup(self, spec: ModelSpec) -> None:
         """Build the actor, its copies and the optimizer from ``spec``.
 
         Raises:
-            UsageError: the checkpoint does not fit (M340, M342, M343, M345), or asks for what is not there (M341, M435).
+            UsageError: the checkpoint does not fit (M338, M340, M342, M343, M345), or asks for what is not there (M341, M435).
         """
         self._spec = spec
         accelerator_of(self.device).use(self.device)
@@ -84,6 +100,8 @@ class FsdpBackend:
         if self._exact:
             check_place(self.device.type, OWNER)
         self._mesh: DeviceMesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        if self._options.context_parallel_size > 1:
+            self._context, self._data_group = context_mesh(self.device.type, self._options.context_parallel_size)
         model_config = read_config(spec.checkpoint)
         self._announced = False
         weights = HfWeights(spec.weights or spec.checkpoint)
@@ -108,6 +126,8 @@ class FsdpBackend:
     def _build(
         self, model_config: Any, weights: HfWeights, *, trainable: bool, invariant: bool = False, value_head: bool = False
     ) -> Policy:
+        if self._context is not None:
+            check_shareable(model_config, self._context.size)
         attentions = (INVARIANT,) if invariant else self._attentions(model_config)
         model = build_empty(model_config, attentions, with_value_head=value_head)
         if self._config.get(TrainingOptions).qkv_format == "thd":
@@ -119,6 +139,7 @@ class FsdpBackend:
             recompute=trainable and self._options.gradient_checkpointing,
             cpu_offload=self._options.cpu_offload,
             trainable=trainable,
+            context=self._context,
         )
         home = torch.device("cpu") if self._options.cpu_offload else self.device
         # A frozen set is only ever computed with, so it needs no more than the compute precision.
@@ -128,9 +149,12 @@ class FsdpBackend:
 
     def _attentions(self, model_config: Any) -> tuple[str, ...]:
         """What this model's attention may run on: a frozen one of another architecture can differ from the actor."""
+        wanted = self._options.attn_implementation
+        if self._context is not None:
+            return (SHARED,)
         announce, self._announced = not self._announced and dist.get_rank() == 0, True
         return choose_attention(
-            self._options.attn_implementation,
+            wanted,
             chosen=chosen_by_user(self._config, "attn_implementation"),
             device=self.device,
             compute=self._compute,

@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 from miles_core.errors import UsageError
 from miles_core.numerics.model import make_invariant
 from miles_fsdp import value_head
-from miles_fsdp.attention import INVARIANT, PACKED
+from miles_fsdp.attention import INVARIANT, PACKED, SHARED
 from miles_fsdp.conversion import converted_parameters, is_converted
 from miles_fsdp.policy import Policy
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from miles_fsdp.checkpoint import HfWeights
+    from miles_fsdp.context import Context
 
 OWNER = "miles-fsdp"
 
@@ -64,13 +65,14 @@ def build_empty(config: Any, attentions: Sequence[str], *, with_value_head: bool
     for attention in attentions:
         try:
             with _parameters_on_meta(), no_init_weights():
-                first = "eager" if attention in (PACKED, INVARIANT) else attention
+                first = "eager" if attention in (PACKED, INVARIANT, SHARED) else attention
                 model = AutoModelForCausalLM.from_config(config, attn_implementation=first, dtype=torch.float32)
         except ValueError as cause:
             why = str(cause).splitlines()[0]
             continue
-        if attention in (PACKED, INVARIANT):
+        if attention in (PACKED, INVARIANT, SHARED):
             if not model.is_backend_compatible():
+                why = "it does not use transformers' attention interface"
                 continue
             model.set_attn_implementation(attention)
         if attention == INVARIANT:
@@ -107,7 +109,14 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def shard(
-    model: nn.Module, mesh: DeviceMesh, *, compute: torch.dtype, recompute: bool, cpu_offload: bool, trainable: bool
+    model: nn.Module,
+    mesh: DeviceMesh,
+    *,
+    compute: torch.dtype,
+    recompute: bool,
+    cpu_offload: bool,
+    trainable: bool,
+    context: Context | None = None,
 ) -> Policy:
     """Shard each decoder layer, then the rest, over ``mesh``; gradients are summed over ranks in fp32.
 
@@ -116,10 +125,11 @@ def shard(
         recompute: recompute each layer's activations in the backward pass.
         cpu_offload: keep the shards in host memory.
         trainable: whether parameters take gradients.
+        context: the ranks of ``mesh`` that share a micro-batch's tokens.
     """
     model.requires_grad_(trainable)
     blocks = [m for m in model.modules() if type(m).__name__ in set(getattr(model, "_no_split_modules", None) or ())]
-    policy = Policy(model, compute=compute)
+    policy = Policy(model, compute=compute, context=context)
     precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
     for block in blocks:

@@ -27,6 +27,9 @@ class FsdpOptions:
     gradient_checkpointing: bool = option(
         False, flag="--gradient-checkpointing", help="Recompute each layer's activations in the backward pass to save memory."
     )
+    context_parallel_size: int = option(
+        1, flag="--context-parallel-size", help="Ranks that share the tokens of each micro-batch, and the heads in attention."
+    )
     precision: str = option(
         "auto",
         flag="--fsdp-precision",

@@ -9,6 +9,7 @@ from miles_core.config import ClusterOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_core.plugins import hookimpl
 from miles_core.plugins.records import BackendRecord
+from miles_fsdp.checks import context_problems
 from miles_fsdp.options import FsdpOptions
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ def miles_backend() -> Sequence[BackendRecord]:
             create="miles_fsdp.backend:FsdpBackend",
             options=FsdpOptions,
             summary="PyTorch FSDP2 (fully_shard) on CPU and GPU, for any causal LM of transformers",
-            capabilities=frozenset({"cpu", "cuda", "critic", "routing_replay", "true_on_policy"}),
+            capabilities=frozenset({"cpu", "cuda", "critic", "routing_replay", "true_on_policy", "context_parallel"}),
         )
     ]
 
 
 @hookimpl
 def miles_configure(event: Configure) -> None:
-    """Check what can be checked without torch: attention that cannot run, and a schedule that contradicts itself."""
+    """Check what can be checked without torch: attention that cannot run, context ranks that do not fit, an impossible schedule."""
     config = event.config
     options, cluster, training = config.get(FsdpOptions), config.get(ClusterOptions), config.get(TrainingOptions)
     if options.attn_implementation == "flash_attention_2" and chosen_by_user(config, "attn_implementation"):
@@ -50,6 +51,8 @@ def miles_configure(event: Configure) -> None:
         if why:
             fix = "leave --attn-implementation out, or set it to sdpa"
             event.error(UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix))
+    for problem in context_problems(config, attention_chosen=chosen_by_user(config, "attn_implementation")):
+        event.error(problem)
     if training.true_on_policy_mode and options.precision == "bf16":
         why = "its exact difference of 0 is that of fp32"
         fix = "leave one of them out"

@@ -12,23 +12,32 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from miles_core.training.logprobs import token_outputs, token_outputs_from_hidden
 from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, PACKED, Packing, runs_variable_length
+from miles_fsdp.context import Shard, gathered
 
 if TYPE_CHECKING:
     from miles_core.protocols.backend import OutputRequest
     from miles_core.training.batch import MicroBatch
+    from miles_fsdp.context import Context
 
 
 class Policy(nn.Module):
     """Wraps the model so that FSDP's root forward covers the vocabulary head and the log-probs too.
 
-    Only the hidden states that predict response tokens reach the head.
+    Only the hidden states that predict response tokens reach the head. Context-parallel ranks compute their own tokens, and each
+    gives out those of all.
+
+    Args:
+        model: the causal language model.
+        compute: precision of the computation.
+        context: the ranks that share a micro-batch's tokens; None if this one has them for itself.
     """
 
-    def __init__(self, model: Any, *, compute: torch.dtype) -> None:
+    def __init__(self, model: Any, *, compute: torch.dtype, context: Context | None = None) -> None:
         super().__init__()
         self.model: Any = model
         self.attention: str = model.config._attn_implementation
         self.compute = compute
+        self.context = context
         self.plain_head = value_head.of(model) is not None or _head_is_last(model, self.head)
 
     @property
@@ -42,18 +51,25 @@ class Policy(nn.Module):
         A value head gives values only.
         """
         assert request.values == (value_head.of(self.model) is not None), "values are of a critic, log-probs of a policy"
-        inputs = self._inputs(batch)
+        shard = None if self.context is None else Shard.of(batch, self.context)
+        inputs = self._inputs(batch) if shard is None else self._shared_inputs(shard)
+        rows, targets = batch.logit_index, batch.targets
+        if shard is not None:
+            rows, targets = shard.logit_index, targets[shard.mine]
         if self.plain_head:
-            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.logit_index)
+            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, rows)
             # One output a token needs no chunks, and the value head, sharded by itself, must run as often on every rank.
             whole = dataclasses.replace(request, chunk_size=-1) if request.values else request
-            outputs = token_outputs_from_hidden(hidden, self.head, batch.targets, whole, entropy_grad=entropy_grad)
+            outputs = token_outputs_from_hidden(hidden, self.head, targets, whole, entropy_grad=entropy_grad)
         else:
-            logits = _logits(self.model, self.head, inputs, batch.logit_index)
-            outputs = token_outputs(logits, batch.targets, request, entropy_grad=entropy_grad)
+            logits = _logits(self.model, self.head, inputs, rows)
+            outputs = token_outputs(logits, targets, request, entropy_grad=entropy_grad)
         # FSDP does not want a view of what it hooks: values are one of the head's output.
         values = outputs.values.clone() if outputs.values is not None else None
-        return outputs.log_probs, outputs.entropy, values, outputs.logits
+        found = outputs.log_probs, outputs.entropy, values, outputs.logits
+        if shard is None or self.context is None:
+            return found
+        return tuple(None if each is None else gathered(each, shard, self.context) for each in found)
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
@@ -67,6 +83,13 @@ class Policy(nn.Module):
             bounds = batch.cu_seqlens
             inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
             inputs |= {"max_length_q": batch.max_seqlen, "max_length_k": batch.max_seqlen}
+        return inputs
+
+    def _shared_inputs(self, shard: Shard) -> dict[str, Any]:
+        inputs = {"input_ids": shard.tokens, "position_ids": shard.position_ids, "use_cache": False, "context": self.context}
+        if shard.whole.cu_seqlens is not None:
+            varlen = runs_variable_length(self.attention, shard.tokens.device, self.compute)
+            inputs["packing"] = Packing.of(shard.whole, varlen=varlen)
         return inputs
 
 

@@ -92,6 +92,19 @@ DATA: dict[str, Explanation] = {
         remedy="Give the folder of `--save`.",
         example=("M336 states.txt: --load states.txt (argument 3) cannot be used: it is a file. Do: give the folder of --save"),
     ),
+    "M338": Explanation(
+        title="Context parallelism that does not fit",
+        meaning=(
+            "`--context-parallel-size` ranks share the tokens of each row, and in attention the heads. It must divide the training "
+            "ranks and the attention heads of every model, which may have full and sliding-window softmax attention only; it does "
+            "not go with routing replay, `--true-on-policy-mode`, or attention on other kernels than PyTorch's."
+        ),
+        remedy="Take a size that divides both numbers, or 1, or leave out the option that contradicts it.",
+        example=(
+            "M338 miles-fsdp 0.1.0: --context-parallel-size 3 does not fit --hf-checkpoint models/tiny: it does not divide the "
+            "model's 4 attention heads. Do: take 1 or 2 or 4"
+        ),
+    ),
     "M340": Explanation(
         title="A checkpoint that cannot be read",
         meaning=(

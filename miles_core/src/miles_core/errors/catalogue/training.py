@@ -129,4 +129,13 @@ TRAINING: dict[str, Explanation] = {
         remedy="Report it with the log; a loop of your own names the copy in `ModelSpec.copies`.",
         example="M432 miles-fsdp 0.1.0: there are no weights named ref: set up: actor",
     ),
+    "M437": Explanation(
+        title="Attention that does not know its context-parallel ranks",
+        meaning="The model keeps keyword arguments from its attention layers, which with `--context-parallel-size` need them.",
+        remedy="Set `--context-parallel-size 1`, or train another model.",
+        example=(
+            "M437 miles-fsdp 0.1.0: OddAttention attends without knowing the context-parallel ranks: the model does not hand its "
+            "keyword arguments down to attention. Do: set --context-parallel-size 1"
+        ),
+    ),
 }
