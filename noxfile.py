@@ -14,6 +14,7 @@ PACKAGES = [
     "plugins/miles-fsdp",
     "plugins/miles-megatron",
     "plugins/miles-transformers",
+    "plugins/miles-sglang",
     "plugins/miles-loggers",
 ]
 CONSTRAINTS = ["-c", "constraints.txt"]

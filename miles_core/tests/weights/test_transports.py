@@ -148,7 +148,7 @@ def test_runs_do_not_share_folders(tmp_path: Path) -> None:
 
 
 def test_an_unknown_transport_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"M475 .*'pigeon'.*broadcast, cuda_ipc, disk, shared_file"):
+    with pytest.raises(RunError, match=r"M475 .*'pigeon'.*broadcast, cuda_ipc, disk, process_group, shared_file"):
         open_transport("pigeon", tmp_path, "t")
 
 

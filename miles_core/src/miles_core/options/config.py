@@ -83,6 +83,14 @@ class Config:
         copy._read = self._read
         return copy
 
+    def by_flag(self, flag: str) -> Any:
+        """The value of the option with this flag, which is read by it; None when there is no such option."""
+        for option, value in self._values.values():
+            if option.flag == flag:
+                self._read.add(flag)
+                return value.value
+        return None
+
     def items(self) -> list[tuple[Option, Value]]:
         """Every option with its value and origin, in declaration order."""
         return list(self._values.values())

@@ -40,9 +40,16 @@ class EngineRecord(Record):
     """A rollout engine (:class:`miles_core.protocols.RolloutEngine`).
 
     Capabilities: ``cpu``, ``cuda``; ``batch_stream`` (one HTTP call takes many requests and answers each as it ends);
-    ``routed_experts`` (it says which experts each token went to); ``true_on_policy``, as of backends; and the
-    weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``disk``.
+    ``concurrency:--flag`` (the option of its own that says how many calls one engine takes at a time); ``several_gpus`` (an
+    engine may have more than one); ``routed_experts`` (it says which experts each token went to); ``true_on_policy``, as of
+    backends; and the weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``process_group``, ``disk``.
+
+    Attributes:
+        router: ``package.module:attribute`` of the :class:`miles_core.protocols.Router` that stands in front of several engines of
+            this kind where the user asks for no other; empty for core's.
     """
+
+    router: str = ""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ ROLLOUT_HOOKS = (
     *("generate", "rollout_function", "rollout_log", "eval_function", "eval_rollout_log"),
 )
 """Functions named by options that are called here."""
+CONCURRENCY = "concurrency:"
+"""In front of the flag, among an engine's capabilities, of the option that says how many calls it takes at a time."""
 EXAMPLES = 2
 """Samples of a rollout that go to the driver."""
 
@@ -146,8 +148,7 @@ class RolloutManager:
         sets = [(each, self._evaluation_prompts(each)) for each in evaluation_sets(self._config)]
         info.notices.extend(f"{p.dropped} prompts of {e.name} are too long and left out" for e, p in sets if p.dropped)
         if plugins.engine is not None:
-            batch_stream = "batch_stream" in plugins.engine.capabilities
-            self._client = EngineClient(urls, batch_stream=batch_stream, timeout=options.rollout_request_timeout)
+            self._client = self._engine_client(urls)
         if plugins.reward is not None:
             rewards = self._config.get(RewardOptions)
             self._grader = self._make_grader(plugins.reward, rewards.reward_key)
@@ -288,6 +289,14 @@ class RolloutManager:
         if self._teacher is not None:
             await self._teacher.close()
 
+    def _engine_client(self, urls: Sequence[str]) -> EngineClient:
+        engine = self._plan.plugins.engine
+        assert engine is not None
+        flags = [each.partition(":")[2] for each in engine.capabilities if each.startswith(CONCURRENCY)]
+        limit = {"max_connections": int(self._config.by_flag(flags[0]))} if flags else {}
+        timeout = self._config.get(RolloutOptions).rollout_request_timeout
+        return EngineClient(urls, batch_stream="batch_stream" in engine.capabilities, timeout=timeout, **limit)
+
     def _advance(self, done: int, total: int) -> None:
         self._progress = {"done": done, "total": total}
 
@@ -370,13 +379,12 @@ class RolloutManager:
         return Collected(groups, tally, groups, submissions=1, tokens=tokens, metrics=metrics)
 
     def _make_stream(self, urls: Sequence[str], filters: Sequence[Filter]) -> Stream:
-        assert self._client is not None
         assert self._grader is not None
         assert isinstance(self._source, PromptSource)
-        batch, client = self._plan.batch, self._client
+        batch = self._plan.batch
         self._taken = time.perf_counter()
         return Stream(
-            [Lane(EngineClient([url], batch_stream=client.batch_stream, timeout=client.timeout)) for url in urls],
+            [Lane(self._engine_client([url])) for url in urls],
             self._source,
             self._grader,
             Sieve(filters, batch.rollout_batch_size),

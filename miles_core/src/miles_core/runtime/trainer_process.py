@@ -119,7 +119,8 @@ class TrainerProcess(RankProcess):
             drain(self.backend.export_weights())
             return None
         if self._publisher is None:
-            transport = open_transport(self._transport_name(), self.plan.run_dir, self.identity.name, host=self._host)
+            ranks = self.plan.placement.devices_per_engine
+            transport = open_transport(self._transport_name(), self.plan.run_dir, self.identity.name, host=self._host, ranks=ranks)
             self._publisher = WeightPublisher(
                 transport, bucket_bytes=options.update_weight_buffer_size, check_equal=options.check_weight_update_equal
             )
@@ -129,7 +130,10 @@ class TrainerProcess(RankProcess):
     def _transport_name(self) -> str:
         if self.plan.placement.device == "cpu":
             return "shared_file"
-        return "cuda_ipc" if self.plan.placement.colocate else "broadcast"
+        if self.plan.placement.colocate:
+            return "cuda_ipc"
+        assert self.plan.plugins.engine is not None
+        return "broadcast" if "broadcast" in self.plan.plugins.engine.capabilities else "process_group"
 
     def _my_engines(self, engines: Sequence[Any]) -> list[int]:
         """Engines that this rank feeds: over CUDA IPC each rank feeds those on its own device, else rank 0 feeds all."""

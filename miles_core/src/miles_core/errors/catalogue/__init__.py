@@ -21,6 +21,7 @@ from miles_core.errors.catalogue.rollouts import ROLLOUTS
 from miles_core.errors.catalogue.routing import ROUTING_OPTIONS, ROUTING_RUN
 from miles_core.errors.catalogue.run import RUN
 from miles_core.errors.catalogue.sampling import SAMPLING_OPTIONS
+from miles_core.errors.catalogue.sglang import SGLANG
 from miles_core.errors.catalogue.state import STATE
 from miles_core.errors.catalogue.teacher import TEACHER_OPTIONS, TEACHER_RUN
 from miles_core.errors.catalogue.training import TRAINING
@@ -51,6 +52,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     "Engines": ENGINES,
     "Run states and weights": STATE,
     "Processes of a run": dict(sorted({**RUN, **EXTERNAL_RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
+    "SGLang servers": SGLANG,
     "Megatron": MEGATRON_OPTIONS,
 }
 """The catalogue as chapters."""

@@ -19,7 +19,7 @@ from miles_core.weights.bucket import Bucket, Buffer
 if TYPE_CHECKING:
     import torch
 
-TRANSPORTS = ("broadcast", "cuda_ipc", "disk", "shared_file")
+TRANSPORTS = ("broadcast", "cuda_ipc", "disk", "process_group", "shared_file")
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -73,7 +73,7 @@ class Transport(Protocol):
         ...
 
 
-def open_transport(name: str, run_dir: Path, label: str, *, host: str = "127.0.0.1") -> Transport:
+def open_transport(name: str, run_dir: Path, label: str, *, host: str = "127.0.0.1", ranks: int = 1) -> Transport:
     """A transport for one sender.
 
     Args:
@@ -81,12 +81,13 @@ def open_transport(name: str, run_dir: Path, label: str, *, host: str = "127.0.0
         run_dir: of the run; processes of a run share files in :func:`run_folder` of it.
         label: of the sender, unique in the run.
         host: address of this process that engines can reach.
+        ranks: processes of one engine that take the weights each for itself; one where the engine's own process does.
 
     Raises:
         RunError: there is no such transport (M475).
     """
     factory: Any = _module(name).open_sender
-    transport: Transport = factory(run_dir=run_dir, label=label, host=host)
+    transport: Transport = factory(run_dir=run_dir, label=label, host=host, ranks=ranks)
     return transport
 
 

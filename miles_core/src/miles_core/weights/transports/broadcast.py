@@ -99,17 +99,27 @@ class BroadcastSender:
                 self._group = self._meet(self._meeting, check)
             self._works[slot] = self._group.broadcast(self._buffers[slot][: self._filled[slot]], 0)
         except RuntimeError as error:
-            raise _not_met(self._meeting, error) from error
+            raise not_met(self._meeting, error) from error
 
     def _meet(self, meeting: Meeting, check: Callable[[], None]) -> Any:
         """The group, as soon as every engine has joined."""
         # Joining blocks until all are there, and an engine that failed never comes.
         joining: Future[Any] = Future()
-        threading.Thread(target=_join_as_sender, args=(joining, self._device, meeting, self._store), daemon=True).start()
+        threading.Thread(target=self._join_here, args=(joining, meeting), daemon=True).start()
         while True:
             with contextlib.suppress(TimeoutError):
                 return joining.result(CHECK_SECONDS)
             check()
+
+    def _join_here(self, joined: Future[Any], meeting: Meeting) -> None:
+        try:
+            self._accelerator.use(self._device)
+            joined.set_result(self._join(meeting))
+        except BaseException as error:
+            joined.set_exception(error)
+
+    def _join(self, meeting: Meeting) -> Any:
+        return init_group(meeting, self._store, 0)
 
     def release(self, slot: int) -> None:
         """Wait for the end."""
@@ -163,17 +173,7 @@ def init_group(meeting: Meeting, store: Any, rank: int) -> Any:
     return dist.ProcessGroupGloo(named, rank, meeting.members, timeout=TIMEOUT)
 
 
-def _join_as_sender(joined: Future[Any], device: torch.device, meeting: Meeting, store: Any) -> None:
-    from miles_core.accelerator.device import accelerator_of
-
-    try:
-        accelerator_of(device).use(device)
-        joined.set_result(init_group(meeting, store, 0))
-    except BaseException as error:
-        joined.set_exception(error)
-
-
-def open_sender(*, run_dir: Path, label: str, host: str) -> BroadcastSender:
+def open_sender(*, run_dir: Path, label: str, host: str, ranks: int) -> BroadcastSender:
     """See :func:`miles_core.weights.transports.open_transport`."""
     return BroadcastSender(host)
 
@@ -190,7 +190,7 @@ def open_received(bucket: WeightBucket, device: torch.device | str) -> Iterator[
         _join(meeting).broadcast(flat, 0).wait()
     except RuntimeError as error:
         _joined.pop((meeting.host, meeting.port), None)
-        raise _not_met(meeting, error) from error
+        raise not_met(meeting, error) from error
     yield views(flat, bucket.entries)
     finish_copies(device)
 
@@ -209,7 +209,8 @@ def _join(meeting: Meeting) -> Any:
     return held[1]
 
 
-def _not_met(meeting: Meeting, error: Exception) -> RunError:
+def not_met(meeting: Meeting, error: Exception) -> RunError:
+    """The error of a group that did not come about, or broke."""
     return RunError(
         "M475",
         f"the weight broadcast of {meeting.members} processes at {meeting.host}:{meeting.port} failed",

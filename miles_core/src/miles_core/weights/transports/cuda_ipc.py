@@ -37,13 +37,18 @@ class DeviceBuffer:
 
 
 class CudaIpcSender:
-    """See :class:`miles_core.weights.transports.Transport`. Buckets take GPU memory only while weights are published."""
+    """See :class:`miles_core.weights.transports.Transport`. Buckets take GPU memory only while weights are published.
+
+    Args:
+        ranks: processes of one receiver; with several, a handle is ``{"ranks": [...]}`` with one for each.
+    """
 
     name = "cuda_ipc"
     slots = 2
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: int = 1) -> None:
         self._buffers: dict[int, DeviceBuffer] = {}
+        self._ranks = ranks
 
     def begin(self, receivers: int) -> None:
         """Nothing to do."""
@@ -74,13 +79,16 @@ class CudaIpcSender:
 
         flat = self._buffers[slot].flat
         torch.cuda.current_stream().synchronize()
-        handles: list[dict[str, object]] = []
-        for _ in range(receivers):
+
+        def handle() -> dict[str, object]:
             _, arguments = reduce_tensor(flat)  # type: ignore[no-untyped-call]
             packed = io.BytesIO()
             ForkingPickler(packed).dump(arguments)
-            handles.append({"tensor": packed.getvalue(), "device": device_uuid(flat.device.index)})
-        return handles
+            return {"tensor": packed.getvalue(), "device": device_uuid(flat.device.index)}
+
+        if self._ranks == 1:
+            return [handle() for _ in range(receivers)]
+        return [{"ranks": [handle() for _ in range(self._ranks)]} for _ in range(receivers)]
 
     def transmit(self, slot: int, check: Callable[[], None]) -> None:
         """Nothing to do: the engine reads by itself."""
@@ -105,9 +113,9 @@ class CudaIpcSender:
         self.end()
 
 
-def open_sender(*, run_dir: Path, label: str, host: str) -> CudaIpcSender:
-    """See :func:`miles_core.weights.transports.open_transport`."""
-    return CudaIpcSender()
+def open_sender(*, run_dir: Path, label: str, host: str, ranks: int) -> CudaIpcSender:
+    """See :func:`miles_core.weights.transports.open_transport`. Ranks of one engine open the same memory."""
+    return CudaIpcSender(ranks)
 
 
 @contextlib.contextmanager

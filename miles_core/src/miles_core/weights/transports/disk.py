@@ -101,7 +101,7 @@ class DiskSender:
         return self._folder / f"{self._label}-{slot}.safetensors"
 
 
-def open_sender(*, run_dir: Path, label: str, host: str) -> DiskSender:
+def open_sender(*, run_dir: Path, label: str, host: str, ranks: int) -> DiskSender:
     """See :func:`miles_core.weights.transports.open_transport`. The folder is below ``run_dir``, which all machines share."""
     return DiskSender(run_dir.resolve() / "weights", label)
 

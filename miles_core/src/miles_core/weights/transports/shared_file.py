@@ -112,7 +112,7 @@ class SharedFileSender:
             self._folder.rmdir()
 
 
-def open_sender(*, run_dir: Path, label: str, host: str) -> SharedFileSender:
+def open_sender(*, run_dir: Path, label: str, host: str, ranks: int) -> SharedFileSender:
     """See :func:`miles_core.weights.transports.open_transport`."""
     return SharedFileSender(run_folder(run_dir), label)
 
