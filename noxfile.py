@@ -12,11 +12,11 @@ PACKAGES = [
     "plugins/miles-algos",
     "plugins/miles-rewards",
     "plugins/miles-fsdp",
-    "plugins/miles-megatron",
     "plugins/miles-transformers",
-    "plugins/miles-sglang",
     "plugins/miles-loggers",
 ]
+CLUSTER_PACKAGES = ["plugins/miles-megatron", "plugins/miles-sglang"]
+"""Packages for machines with GPUs; their tests run without."""
 CONSTRAINTS = ["-c", "constraints.txt"]
 
 
@@ -39,8 +39,14 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, from units to a run with two training ranks."""
-    install(session, "-r", "requirements-test.txt", "-e", "examples/miles-example-reward")
-    session.run("python", "-m", "pytest", *session.posargs)
+    editable = [part for package in (*CLUSTER_PACKAGES, "examples/miles-example-reward") for part in ("-e", package)]
+    install(session, "-r", "requirements-test.txt", *editable)
+    if session.posargs:
+        session.run("python", "-m", "pytest", *session.posargs)
+        return
+    # Two at a time, as most of an end-to-end test is the start of its processes, which wait for one another.
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "miles_core/tests", "plugins", "examples")
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "worksteal", "tests")
 
 
 @nox.session
