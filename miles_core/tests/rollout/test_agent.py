@@ -169,6 +169,15 @@ async def agent(sample, base_url):
     assert [len(batch) for batch in client.oracle.batches] == [1, 1, 1, 1]
 
 
+def test_more_agents_than_threads(make_client, agent) -> None:
+    """They share the loop's threads: those that have one wait for the endpoint, which must not wait for a thread."""
+    code = 'async def agent(sample, base_url):\n    await asyncio.to_thread(ask, base_url, [{"role": "user", "content": "hi"}])'
+    client = make_client(said)
+    groups = samples(client, 12, 4)
+    assert sorted(run(client, groups, agent(code))) == list(range(12))
+    assert sum(len(batch) for batch in client.oracle.batches) == 48
+
+
 def test_the_end_of_a_rollout_ends_agents(make_client, agent) -> None:
     client = make_client(said)
     groups = samples(client, 1)

@@ -27,8 +27,9 @@ from miles_core.samples import FinishReason, GenerateRequest, GenerateResult, Sa
 if TYPE_CHECKING:
     from aiohttp import web
 
-PATIENCE = 2.0
-"""Seconds that a request waits for those of other agents, where an engine takes batches: one agent may wait for another."""
+PATIENCE = 0.25
+"""Seconds without a further request after which those that wait go out, where an engine takes batches: an agent may wait for
+others, or take its time."""
 MOST = 1 << 20
 FLAG = "--custom-generate-function-path"
 
@@ -152,7 +153,7 @@ class Agents:
         """The endpoint of a batch of samples, and its address."""
         from aiohttp import web
 
-        endpoint = ChatEndpoint(lambda: self._template, None, store=SessionStore(most=MOST, most_tokens=1 << 62))
+        endpoint = ChatEndpoint(self._template, None, store=SessionStore(most=MOST, most_tokens=1 << 62))
 
         async def handle(request: web.Request) -> web.StreamResponse:
             return await endpoint.handle(request, await request.read())

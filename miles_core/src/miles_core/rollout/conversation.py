@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
@@ -219,6 +220,7 @@ class Desk:
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _shared: Any = None
+    _timer: asyncio.TimerHandle | None = None
 
     def address(self, group: int) -> str:
         """URL of the engine for a group that asks by itself."""
@@ -234,18 +236,17 @@ class Desk:
         """The engines' answer.
 
         Args:
-            patience: seconds after which the request goes out though others do not wait yet; None waits for them.
+            patience: seconds after which it goes out though others do not wait yet, when no further one comes; None waits for them.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[GenerateResult] = loop.create_future()
         self._waiting.append((request, answer))
         self.look()
-        late = None if patience is None or answer.done() else loop.call_later(patience, self._late, answer)
-        try:
-            return await answer
-        finally:
-            if late is not None:
-                late.cancel()
+        if patience is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_later(patience, functools.partial(self.look, late=True))
+        return await answer
 
     def look(self, *, late: bool = False) -> None:
         """Send what is to be sent; ``late`` sends what waits."""
@@ -266,14 +267,12 @@ class Desk:
 
     async def close(self) -> None:
         """End what runs."""
+        if self._timer is not None:
+            self._timer.cancel()
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
         await self._stack.aclose()
-
-    def _late(self, answer: asyncio.Future[GenerateResult]) -> None:
-        if any(waiting is answer for _, waiting in self._waiting):
-            self.look(late=True)
 
     async def _send(self, batch: Sequence[tuple[GenerateRequest, asyncio.Future[GenerateResult]]]) -> None:
         waiting = {request.rid: answer for request, answer in batch}

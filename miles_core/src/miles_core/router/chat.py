@@ -72,7 +72,7 @@ class ChatEndpoint:
     """Answers ``/v1/chat/completions``, and what is below ``/sessions``; see ``docs/agents.md``.
 
     Args:
-        template: makes the model's chat template, at the first call that needs it.
+        template: the model's chat template, or what makes it, in a thread, at the first call that needs it.
         ask: makes replies; None where only sessions that bring their own may ask.
         model: name of the model, for answers.
         context: tokens that the model takes in all; None when nobody knows.
@@ -80,7 +80,7 @@ class ChatEndpoint:
 
     def __init__(
         self,
-        template: Callable[[], ChatTemplate],
+        template: ChatTemplate | Callable[[], ChatTemplate],
         ask: Ask | None,
         *,
         model: str = "model",
@@ -88,8 +88,7 @@ class ChatEndpoint:
         store: SessionStore | None = None,
     ) -> None:
         self.store = store or SessionStore()
-        self._make_template = template
-        self._made_template: ChatTemplate | None = None
+        self._template = template
         self._making = asyncio.Lock()
         self._ask = ask
         self._own: dict[str, Ask] = {}
@@ -185,7 +184,7 @@ class ChatEndpoint:
 
     async def _reply(self, call: ChatCall, session: Session, ask: Ask, about: dict[str, Any]) -> AsyncGenerator[str | Reply, None]:
         """Texts of the reply so far, and at last the reply, which the session has by then."""
-        template = await self._template()
+        template = await self._loaded()
         parent, known, ids, rerendered = self._prompt(call, session, template)
         before = parent.tokens() if parent is not None else []
         prompt = before + ids
@@ -271,11 +270,11 @@ class ChatEndpoint:
         limits = [limit for limit in (room, call.limit) if limit is not None]
         return min(limits, default=DEFAULT_TOKENS)
 
-    async def _template(self) -> ChatTemplate:
+    async def _loaded(self) -> ChatTemplate:
         async with self._making:
-            if self._made_template is None:
-                self._made_template = await asyncio.to_thread(self._make_template)
-        return self._made_template
+            if not isinstance(self._template, ChatTemplate):
+                self._template = await asyncio.to_thread(self._template)
+        return self._template
 
 
 def model_chat(checkpoint: Path, ask: Ask, template_options: dict[str, Any] | None = None) -> ChatEndpoint:
