@@ -2,6 +2,7 @@
 
     python benchmarks/colocated_run.py --size 0.6b --prompts 32 --samples 8 --response 512
 
+Arguments that it does not know go to ``miles run``: ``--engine sglang --sglang-attention-backend triton``.
 Reports, for the steps after the first: seconds of each phase, tokens per second of generation and of training, seconds and
 bandwidth of publishing the weights, and the share of a step that is neither generation nor training.
 """
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=4)
     parser.add_argument("--micro-tokens", type=int, default=16384)
     parser.add_argument("--out", type=Path, help="folder for the results")
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         half = torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -48,7 +49,7 @@ def main() -> None:
             *("--n-samples-per-prompt", str(args.samples), "--rollout-max-response-len", str(args.response)),
             *("--num-rollout", str(args.rollouts), "--actor-num-gpus-per-node", "1", "--colocate", "--lr", "1e-6"),
             *("--use-dynamic-batch-size", "--max-tokens-per-gpu", str(args.micro_tokens), "--log-probs-chunk-size", "4096"),
-            *("--run-dir", str(folder / "run")),
+            *("--run-dir", str(folder / "run"), *more),
         ]
         subprocess.run(command, check=True)
         rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

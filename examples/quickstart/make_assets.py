@@ -49,7 +49,7 @@ eval:
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a model. Heads have 32 dimensions."""
+    """Shape of a model."""
 
     hidden: int
     layers: int
@@ -73,10 +73,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the prompts")
     parser.add_argument("--size", choices=sorted(SIZES), default="xs", help="size of the model")
+    parser.add_argument("--head-dim", type=int, default=32, help="dimensions of a head of attention")
     args = parser.parse_args()
     logging.disable_progress_bar()
     args.out.mkdir(parents=True, exist_ok=True)
-    parameters = write_model(args.out / "model", SIZES[args.size], args.seed)
+    parameters = write_model(args.out / "model", SIZES[args.size], args.seed, args.head_dim)
     prompts = draw_prompts(sum(COUNTS.values()), args.seed)
     start = 0
     for name, count in COUNTS.items():
@@ -88,7 +89,7 @@ def main() -> None:
     print(f"wrote {args.out}: a model of {parameters:,} parameters, and prompts ({counts})")
 
 
-def write_model(folder: Path, size: Size, seed: int) -> int:
+def write_model(folder: Path, size: Size, seed: int, head_dim: int = 32) -> int:
     """Write checkpoint and tokenizer; returns the number of parameters."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
@@ -99,7 +100,7 @@ def write_model(folder: Path, size: Size, seed: int) -> int:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.key_value_heads,
-        head_dim=32,
+        head_dim=head_dim,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,

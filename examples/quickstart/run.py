@@ -1,7 +1,7 @@
 """The quickstart: write a tiny model and a task, fine-tune it a little, then let GRPO teach it the rest.
 
 Everything that trains goes through ``miles run``, as in a real project; this script only lines the commands up and shows what
-came out. Run it with ``nox -s quickstart`` or ``python examples/quickstart/run.py``.
+came out. Run it with ``nox -s quickstart`` or ``python examples/quickstart/run.py``; arguments that it does not know go to GRPO.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="where everything is written")
     parser.add_argument("--seed", type=int, default=0, help="seed of the model, the data and the training")
     parser.add_argument("--rollouts", type=int, help="GRPO rollouts, when not those of grpo.yaml")
-    args = parser.parse_args()
+    parser.add_argument("--size", default="xs", help="size of the model, see make_assets.py")
+    parser.add_argument("--head-dim", type=int, default=32, help="dimensions of a head of attention; some engines want 64")
+    args, more = parser.parse_known_args()
     started = time.perf_counter()
     out = args.out / time.strftime("%Y%m%d-%H%M%S")
 
     heading("1/3  a tiny Qwen3-style model with random weights, and the task: sort five digits")
-    if code := call(sys.executable, str(HERE / "make_assets.py"), str(out), "--seed", str(args.seed)):
+    shape = ["--size", args.size, "--head-dim", str(args.head_dim)] if args.size != "xs" or args.head_dim != 32 else []
+    if code := call(sys.executable, str(HERE / "make_assets.py"), str(out), "--seed", str(args.seed), *shape):
         return code
 
     heading("2/3  a short supervised fine-tuning: it learns the format, and a little of the task")
@@ -48,7 +51,7 @@ def main() -> int:
         *miles("--config", str(HERE / "grpo.yaml"), "--hf-checkpoint", str(out / "sft-model")),
         *("--prompt-data", str(out / "train.jsonl")),
         *("--eval-config", str(out / "eval.yaml"), "--run-dir", str(out / "grpo"), "--save", str(out / "grpo" / "state")),
-        *("--save-hf", str(out / "grpo-model"), *seeds),
+        *("--save-hf", str(out / "grpo-model"), *seeds, *more),
     ]
     if args.rollouts:
         grpo += ["--num-rollout", str(args.rollouts)]

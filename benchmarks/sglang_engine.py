@@ -1,0 +1,166 @@
+"""SGLang as an engine of miles, on one GPU: tokens per second through miles and straight, and the time of publishing weights.
+
+    python benchmarks/sglang_engine.py --sizes 0.6b 4b
+
+The same requests go to the same server twice: through miles' client, and as bare HTTP calls that read nothing of the answers.
+Weights are published by CUDA IPC in buckets of 512 MiB; the copy's own limit is what a copy of as many bytes on the GPU takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import checkpoint
+import record
+import torch
+
+from miles_core.options import Config
+from miles_core.protocols import EngineLaunch
+from miles_core.samples import GenerateRequest, SamplingParams
+from miles_core.serving import EngineClient, wire
+from miles_core.weights import WeightPublisher, open_transport
+from miles_sglang.engine import SGLangEngine
+from miles_sglang.options import ServerOptions, SGLangOptions
+
+SERVER = {
+    "attention_backend": "triton",
+    "sampling_backend": "pytorch",
+    "grammar_backend": "none",
+    "disable_prefill_cuda_graph": True,
+    "mem_fraction_static": 0.5,
+}
+BUCKET = 512 << 20
+
+
+def requests(count: int, prompt: int, response: int, round_: int) -> list[GenerateRequest]:
+    """Random prompts, ``count`` different ones."""
+    generator = torch.Generator().manual_seed(round_)
+    ids = torch.randint(3, 250, (count, prompt), generator=generator).tolist()
+    params = SamplingParams(max_new_tokens=response, ignore_eos=True)
+    return [GenerateRequest(f"{round_}-{i}", each, params) for i, each in enumerate(ids)]
+
+
+async def through_miles(url: str, batch: list[GenerateRequest], concurrency: int) -> int:
+    """Tokens that miles' client gets."""
+    client = EngineClient([url], batch_stream=False, timeout=600.0, max_connections=concurrency)
+    try:
+        return sum([len(result.output_ids) async for result in client.generate(batch)])
+    finally:
+        await client.close()
+
+
+async def straight(url: str, batch: list[GenerateRequest], concurrency: int) -> int:
+    """Tokens that bare calls make; the answers are not parsed."""
+    import aiohttp
+
+    gate = asyncio.Semaphore(concurrency)
+    bodies = [wire.encode_call([request], batched=False, stream=False) for request in batch]
+    headers = {"Content-Type": "application/json"}
+
+    async def one(body: bytes) -> None:
+        async with gate, session.post(f"{url}/generate", data=body, headers=headers) as response:
+            await response.read()
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        await asyncio.gather(*map(one, bodies))
+    return sum(request.params.max_new_tokens for request in batch)
+
+
+class Handle:
+    """Calls an engine in this process."""
+
+    name = "engine"
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._thread = engine, ThreadPoolExecutor(1)
+
+    def call(self, method: str, *args: Any) -> Any:
+        return self._thread.submit(getattr(self._engine, method), *args)
+
+    def wait(self, futures: Any, timeout: float) -> list[Any]:
+        return [future.result(timeout) for future in futures]
+
+
+def rate(make: Any, url: str, args: argparse.Namespace, first: int) -> float:
+    """Tokens per second, the median of the rounds."""
+    rates = []
+    for round_ in range(args.rounds):
+        batch = requests(args.requests, args.prompt, args.response, first + round_)
+        started = time.perf_counter()
+        tokens = asyncio.run(make(url, batch, args.concurrency))
+        rates.append(tokens / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
+def publish(engine: SGLangEngine, folder: Path, run_dir: Path) -> dict[str, Any]:
+    """Seconds of a publish, and of a copy of as many bytes."""
+    from safetensors.torch import load_file
+
+    weights = {name: tensor.cuda() for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    publisher = WeightPublisher(open_transport("cuda_ipc", run_dir, "trainer-0"), bucket_bytes=BUCKET)
+    reports = [publisher.publish(version, weights.items(), [Handle(engine)]) for version in range(1, 6)]
+    publisher.close()
+    best = min(reports[1:], key=lambda report: report.seconds)
+    flat = torch.empty(best.bytes, dtype=torch.uint8, device="cuda")
+    other = torch.empty_like(flat)
+    other.copy_(flat)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    other.copy_(flat)
+    torch.cuda.synchronize()
+    copy = time.perf_counter() - started
+    return {
+        "weights (GB)": round(best.bytes / 1e9, 2),
+        "publish, best of 4 (ms)": round(1000 * best.seconds, 1),
+        "publish, median (ms)": round(1000 * statistics.median(report.seconds for report in reports[1:]), 1),
+        "phases (ms)": {name: round(1000 * seconds, 1) for name, seconds in best.phases.items()},
+        "a copy of as many bytes (ms)": round(1000 * copy, 1),
+    }
+
+
+def main() -> None:
+    """Measure every size, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["0.6b"], choices=sorted(checkpoint.SIZES))
+    parser.add_argument("--requests", type=int, default=1024)
+    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--response", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    args = parser.parse_args()
+    for size in args.sizes:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            checkpoint.write(folder / "model", size, dtype=torch.bfloat16)
+            torch.cuda.empty_cache()
+            engine = SGLangEngine(Config.of(SGLangOptions(server_concurrency=args.concurrency), ServerOptions(**SERVER)))
+            started = time.perf_counter()
+            url = engine.start(EngineLaunch(rank=0, model=folder / "model", log_dir=folder))
+            figures: dict[str, Any] = {"size": size, "start (s)": round(time.perf_counter() - started, 1)}
+            try:
+                warm = argparse.Namespace(**{**vars(args), "rounds": 1, "requests": args.concurrency})
+                rate(straight, url, warm, 100)
+                bare, own = rate(straight, url, args, 200), rate(through_miles, url, args, 300)
+                figures |= {
+                    "straight (tokens/s)": round(bare),
+                    "through miles (tokens/s)": round(own),
+                    "share (%)": round(100 * own / bare, 1),
+                }
+                figures |= publish(engine, folder / "model", folder)
+            finally:
+                engine.stop()
+            print(json.dumps(figures, indent=1))
+            record.save(f"sglang_engine_{size}", figures, "one SGLang server on one GPU", args.out)
+
+
+if __name__ == "__main__":
+    main()
