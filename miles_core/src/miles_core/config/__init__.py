@@ -13,6 +13,7 @@ from miles_core.config.loops import LoopOptions
 from miles_core.config.plugins import PluginOptions
 from miles_core.config.reward import RewardOptions
 from miles_core.config.rollout import RolloutOptions
+from miles_core.config.router import RouterOptions
 from miles_core.config.routing import RoutingOptions
 from miles_core.config.run import RunOptions
 from miles_core.config.sampling import SamplingOptions
@@ -25,6 +26,7 @@ CORE_GROUPS: tuple[type, ...] = (
     LoopOptions,
     RolloutOptions,
     SamplingOptions,
+    RouterOptions,
     ExternalOptions,
     DataOptions,
     RewardOptions,
@@ -56,6 +58,7 @@ __all__ = [
     "PluginOptions",
     "RewardOptions",
     "RolloutOptions",
+    "RouterOptions",
     "RoutingOptions",
     "RunOptions",
     "SamplingOptions",

@@ -12,6 +12,7 @@ from miles_core.debug.paths import fill
 from miles_core.debug.rollout_file import read_rollout
 from miles_core.plugins import create
 from miles_core.rollout.manager import ROLLOUT_HOOKS, ManagerInfo, RolloutManager, RolloutResult
+from miles_core.runtime.plan import Front
 from miles_core.samples import Sample
 
 
@@ -21,8 +22,8 @@ class ReplayedRollouts(RolloutManager):
     Filters, buffers and functions that decide on samples had their say when the file was written.
     """
 
-    async def start(self, urls: Sequence[str]) -> ManagerInfo:
-        """Nothing is read yet; ``urls`` is empty."""
+    async def start(self, urls: Sequence[str], front: Front | None = None) -> ManagerInfo:
+        """Nothing is read yet; there are no engines."""
         plugins = self._plan.plugins
         self._options = self._config.get(DebugOptions)
         self._hooks = {name: create(ref, self._config) for name, ref in plugins.functions.items() if name in ROLLOUT_HOOKS}

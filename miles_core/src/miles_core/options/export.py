@@ -101,6 +101,7 @@ def plugin_refs(plan: RunPlan) -> list[PluginRef]:
     """Every plugin of the plan, each once."""
     p = plan.plugins
     refs = [p.backend, p.engine, p.algo, p.advantage, p.loss, p.reward, *p.filters, *p.loggers, *p.hooks, *p.functions.values()]
+    refs += [p.router, *p.middlewares]
     return list(dict.fromkeys(ref for ref in refs if ref is not None))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from miles_core.config import CriticOptions, LoggingOptions, PluginOptions, RewardOptions
+from miles_core.config import CriticOptions, LoggingOptions, PluginOptions, RewardOptions, RouterOptions
 from miles_core.config.logging import SWITCHES, logger_names
 from miles_core.errors import MilesError, PluginError
 from miles_core.options.config import Config
@@ -18,6 +18,9 @@ from miles_core.plugins.records import AlgorithmRecord
 from miles_core.plugins.refs import PluginRef
 
 FILTER_FLAG = "--dynamic-sampling-filter-path"
+MIDDLEWARE_FLAG = "--miles-router-middleware-paths"
+TEXT_CACHE = "radix_tree"
+"""The middleware that ``--use-miles-router`` stands for."""
 OBJECTS = ("filter", "reward")
 """Signatures of functions that stand in for a plugin, which its own kind loads."""
 
@@ -43,6 +46,7 @@ class Selection:
     namesake: AlgorithmRecord | None = None
     critic_loss: PluginRef | None = None
     filters: list[PluginRef] = field(default_factory=list)
+    middlewares: list[PluginRef] = field(default_factory=list)
     functions: dict[str, PluginRef] = field(default_factory=dict)
     loggers: list[PluginRef] = field(default_factory=list)
     hooks: list[PluginRef] = field(default_factory=list)
@@ -168,6 +172,7 @@ def load_named(selection: Selection, config: Config, evaluates: bool) -> None:
     if rewards.custom_rm_path is not None:
         selection.reward = adhoc(rewards.custom_rm_path, "reward", "--custom-rm-path")
     _load_filters(selection, config, load, adhoc)
+    _load_middlewares(selection, config, load, adhoc)
     _load_loggers(selection, config, load)
     selection.hooks = [ref for name in chosen.hooks if (ref := load("hooks", name))]
     _name_disagreement(selection, config)
@@ -199,6 +204,20 @@ def _load_filters(
         ref = adhoc(name, "filter", FILTER_FLAG) if "." in name else load("filter", name)
         if ref is not None:
             selection.filters.append(ref)
+
+
+def _load_middlewares(
+    selection: Selection,
+    config: Config,
+    load: Callable[[str, str], PluginRef | None],
+    adhoc: Callable[[str, str, str], PluginRef | None],
+) -> None:
+    options = config.peek(RouterOptions)
+    names = ([TEXT_CACHE] if options.use_miles_router else []) + options.miles_router_middleware_paths
+    for name in dict.fromkeys(names):
+        ref = adhoc(name, "middleware", MIDDLEWARE_FLAG) if "." in name else load("middleware", name)
+        if ref is not None:
+            selection.middlewares.append(ref)
 
 
 def _load_loggers(selection: Selection, config: Config, load: Callable[[str, str], PluginRef | None]) -> None:

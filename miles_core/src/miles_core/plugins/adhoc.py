@@ -126,6 +126,13 @@ SIGNATURES: dict[str, Signature] = {
         "a list of TrainRow, or a dict of lists",
         "miles_core.rollout.hooks:Converter",
     ),
+    "middleware": Signature(
+        "middleware",
+        (("request", "call_next"),),
+        True,
+        "what call_next(request) returns, or an aiohttp response",
+        "miles_core.router.adapter:FunctionMiddleware",
+    ),
     "data_postprocess": Signature(
         "function",
         (("rollout_id", "rollout_data"), ("args", "rollout_id", "rollout_data")),

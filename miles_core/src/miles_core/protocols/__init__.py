@@ -8,6 +8,7 @@ from miles_core.protocols.logger import MetricLogger
 from miles_core.protocols.loss import Loss, LossInputs, LossOutputs
 from miles_core.protocols.middleware import RouterMiddleware
 from miles_core.protocols.reward import Reward
+from miles_core.protocols.router import Router, RouterLaunch
 
 __all__ = [
     "Advantage",
@@ -26,6 +27,8 @@ __all__ = [
     "Parallel",
     "Reward",
     "RolloutEngine",
+    "Router",
+    "RouterLaunch",
     "RouterMiddleware",
     "StepReport",
     "TensorEntry",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,6 +22,7 @@ class EngineLaunch:
         seed: seed of sampling where a request names none.
         memory_saver: whether :meth:`RolloutEngine.release_memory` will be used.
         log_dir: where to write logs.
+        api_key: what callers of its HTTP surface have to show as a bearer token; None for none.
     """
 
     rank: int
@@ -34,6 +35,7 @@ class EngineLaunch:
     seed: int = 42
     memory_saver: bool = False
     log_dir: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from miles_core.config import (
     LoopOptions,
     RewardOptions,
     RolloutOptions,
+    RouterOptions,
     RoutingOptions,
     SamplingOptions,
     TeacherOptions,
@@ -51,9 +52,9 @@ from miles_core.rollout.teacher import TeacherClient
 from miles_core.rollout.whole import PromptDesk, RolloutFunction
 from miles_core.runtime.experts import Experts, experts_of
 from miles_core.runtime.loops.schedule import Schedule
-from miles_core.runtime.plan import RunPlan
+from miles_core.runtime.plan import Front, RunPlan
 from miles_core.samples import Sample, SamplingParams
-from miles_core.serving.client import EngineClient
+from miles_core.serving.client import MOST_CALLS, EngineClient
 from miles_core.training.rows import TrainRow
 
 ROLLOUT_HOOKS = (
@@ -103,8 +104,8 @@ class RolloutManager:
         self._row_grader: Grader | None = None
         self._external: ExternalSource | None = None
 
-    async def start(self, urls: Sequence[str]) -> ManagerInfo:
-        """Read and tokenise the data, make the graders, connect to the engines at ``urls``.
+    async def start(self, urls: Sequence[str], front: Front | None = None) -> ManagerInfo:
+        """Read and tokenise the data, make the graders, connect to the engines at ``urls``, by the router in front of them.
 
         Raises:
             UsageError: the data cannot be used (M301 to M321).
@@ -148,6 +149,7 @@ class RolloutManager:
         sets = [(each, self._evaluation_prompts(each)) for each in evaluation_sets(self._config)]
         info.notices.extend(f"{p.dropped} prompts of {e.name} are too long and left out" for e, p in sets if p.dropped)
         if plugins.engine is not None:
+            self._engines, self._front = tuple(urls), front
             self._client = self._engine_client(urls)
         if plugins.reward is not None:
             rewards = self._config.get(RewardOptions)
@@ -173,7 +175,7 @@ class RolloutManager:
                 self._external = make_external(self._config, self._plan, self._client.urls, filters, self._decode)
                 await self._external.client.check()
             if self._config.get(LoopOptions).loop == "async":
-                self._stream = self._make_stream(urls, filters)
+                self._stream = self._make_stream(filters)
         if sets:
             self._evaluator = self._make_evaluator(sets)
         return info
@@ -293,9 +295,16 @@ class RolloutManager:
         engine = self._plan.plugins.engine
         assert engine is not None
         flags = [each.partition(":")[2] for each in engine.capabilities if each.startswith(CONCURRENCY)]
-        limit = {"max_connections": int(self._config.by_flag(flags[0]))} if flags else {}
-        timeout = self._config.get(RolloutOptions).rollout_request_timeout
-        return EngineClient(urls, batch_stream="batch_stream" in engine.capabilities, timeout=timeout, **limit)
+        most = int(self._config.by_flag(flags[0])) if flags else MOST_CALLS
+        front = self._front
+        return EngineClient(
+            urls if front is None else [front.url],
+            batch_stream="batch_stream" in engine.capabilities,
+            timeout=self._config.get(RolloutOptions).rollout_request_timeout,
+            max_connections=most if front is None else most * len(urls),
+            abort_urls=urls if front is not None and not front.tells_all else None,
+            api_key=self._config.get(RouterOptions).miles_router_api_key,
+        )
 
     def _advance(self, done: int, total: int) -> None:
         self._progress = {"done": done, "total": total}
@@ -378,13 +387,14 @@ class RolloutManager:
         tokens = sum(sample.response_length for group in groups for sample in group)
         return Collected(groups, tally, groups, submissions=1, tokens=tokens, metrics=metrics)
 
-    def _make_stream(self, urls: Sequence[str], filters: Sequence[Filter]) -> Stream:
+    def _make_stream(self, filters: Sequence[Filter]) -> Stream:
         assert self._grader is not None
         assert isinstance(self._source, PromptSource)
+        assert self._client is not None
         batch = self._plan.batch
         self._taken = time.perf_counter()
         return Stream(
-            [Lane(self._engine_client([url])) for url in urls],
+            [Lane(self._engine_client([url])) for url in self._engines] if self._front is None else [Lane(self._client)],
             self._source,
             self._grader,
             Sieve(filters, batch.rollout_batch_size),

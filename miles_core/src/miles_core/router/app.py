@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miles_core.errors import MilesError
-from miles_core.plugins.causes import describe
+from miles_core.router.answers import Handler, errors, json_answer, refused
 from miles_core.router.call import Call
 from miles_core.router.chat import ChatEndpoint, Piece, model_chat
 from miles_core.router.exchange import exchange_of
-from miles_core.router.gate import BusyError, Gate
-from miles_core.router.generate import PATIENCE, Event, Generator, refusal
+from miles_core.router.forward import TO_ALL, to_all, to_one
+from miles_core.router.gate import Gate
+from miles_core.router.generate import PATIENCE, Event, Generator
 from miles_core.router.health import INTERVAL, HealthMonitor
+from miles_core.router.metrics import CONTENT_TYPE, Tally, exposition
 from miles_core.router.policy import POLICIES
 from miles_core.router.pool import Pool
-from miles_core.router.upstream import READ_BUFFER, AnswerError, Upstream, WorkerError
+from miles_core.router.upstream import READ_BUFFER, AnswerError, Upstream
 from miles_core.samples import GenerateRequest, SamplingParams
+from miles_core.serving.key import asks_for
 from miles_core.serving.server import MAX_BODY
 from miles_core.serving.wire import DONE, decode_result, dumps, encode_call
 
@@ -32,20 +33,6 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from miles_core.protocols import RouterMiddleware
-
-log = logging.getLogger(__name__)
-
-TO_ALL = ("/abort_request", "/pause_generation", "/continue_generation", "/flush_cache")
-"""Calls that every worker gets."""
-DROPPED = frozenset(
-    (
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"),
-        *("host", "content-length", "server", "date", "expect"),
-    )
-)
-"""Headers that belong to one connection."""
-RETRY_AFTER = "1"
-"""Seconds after which a caller that was turned away may try again."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +50,7 @@ class RouterSettings:
         max_body: bytes of a request.
         checkpoint: of the model, whose tokenizer the chat endpoint takes; None for a router without one.
         template_options: further arguments of the model's chat template.
+        api_key: bearer token that callers have to show, and that workers are shown; None for none.
     """
 
     policy: str = "cache-aware"
@@ -75,6 +63,7 @@ class RouterSettings:
     max_body: int = MAX_BODY
     checkpoint: Path | None = None
     template_options: dict[str, Any] | None = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 def router_app(settings: RouterSettings, urls: Sequence[str] = (), middlewares: Sequence[RouterMiddleware] = ()) -> web.Application:
@@ -84,131 +73,136 @@ def router_app(settings: RouterSettings, urls: Sequence[str] = (), middlewares: 
         urls: workers to begin with.
         middlewares: around what is passed on to workers; the last one is outermost.
     """
-    from aiohttp import web
-
-    router = _Router(settings, urls, middlewares)
-    app = web.Application(client_max_size=settings.max_body, middlewares=[_errors])
-    app.cleanup_ctx.append(router.life)
-    for path in ("/add_worker", "/workers"):
-        app.router.add_post(path, router.add)
-    app.router.add_post("/remove_worker", router.remove)
-    app.router.add_delete("/workers/{id}", router.remove)
-    app.router.add_get("/list_workers", router.list_urls)
-    app.router.add_get("/workers", router.list_workers)
-    app.router.add_get("/health", router.health)
-    app.router.add_route("*", "/{path:.*}", router.passed)
-    return app
+    return RouterServer(settings, urls, middlewares).app()
 
 
-async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-    from aiohttp import web
+class RouterServer:
+    """What a router's application is made of. The coroutines that are no handlers run in the loop that serves it."""
 
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return _error(error.status, f"{error.reason}: {request.method} {request.path}")
-    except AnswerError as error:
-        headers = {"Retry-After": RETRY_AFTER} if error.status == 503 else None
-        return web.Response(body=error.body, status=error.status, content_type="application/json", headers=headers)
-    except BusyError as error:
-        return _error(503, f"the router is busy: {error}", {"Retry-After": RETRY_AFTER})
-    except WorkerError as error:
-        return _error(504 if error.silent else 502, str(error))
-    except MilesError as error:
-        return _error(500, error.line())
-    except ValueError as error:
-        return _error(400, str(error))
-    except Exception as error:
-        # A middleware is foreign code: what it raises is an answer, and does not end the router.
-        log.exception("%s %s failed", request.method, request.path)
-        return _error(500, f"the router failed: {describe(error)}")
-
-
-_errors.__middleware_version__ = 1  # type: ignore[attr-defined]
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    return _json({"error": {"message": " ".join(message.split()), "code": status}}, status, headers)
-
-
-def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    from aiohttp import web
-
-    body = json.dumps(document, separators=(",", ":")).encode()
-    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
-
-
-class _Router:
-    def __init__(self, settings: RouterSettings, urls: Sequence[str], middlewares: Sequence[RouterMiddleware]) -> None:
+    def __init__(self, settings: RouterSettings, urls: Sequence[str] = (), middlewares: Sequence[RouterMiddleware] = ()) -> None:
         self.settings = settings
         self.gate = Gate(settings.max_connections, settings.max_waiting)
         self.pool = Pool(settings.failure_threshold, POLICIES[settings.policy]())
+        self.tally = Tally()
         for url in urls:
             self.pool.add(url)
         self.chat: ChatEndpoint | None = None
         if settings.checkpoint is not None:
             self.chat = model_chat(settings.checkpoint, self._ask, settings.template_options)
-        self._chain = self._gated
+        self._chain: Handler = self._gated
         for middleware in middlewares:
             self._chain = _around(middleware, self._chain)
 
-    async def life(self, app: web.Application) -> AsyncIterator[None]:
+    def app(self) -> web.Application:
+        """The application, to be served once."""
+        from aiohttp import web
+
+        keyed = [asks_for(self.settings.api_key)] if self.settings.api_key is not None else []
+        app = web.Application(client_max_size=self.settings.max_body, middlewares=[_counted(self.tally), *keyed, errors])
+        app.cleanup_ctx.append(self._life)
+        app.router.add_post("/generate", self._passed)
+        for path in ("/add_worker", "/workers"):
+            app.router.add_post(path, self._add)
+        app.router.add_post("/remove_worker", self._remove)
+        app.router.add_delete("/workers/{id}", self._remove)
+        app.router.add_get("/list_workers", self._list_urls)
+        app.router.add_get("/workers", self._list_workers)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_route("*", "/{path:.*}", self._passed)
+        return app
+
+    async def probe(self) -> dict[str, str]:
+        """Look after every worker now. Returns why, for those that do not answer."""
+        await self.monitor.sweep()
+        return {worker.url: worker.reason for worker in self.pool.workers.values() if worker.reason}
+
+    async def add_worker(self, url: str) -> None:
+        """Register a worker; one that is registered already leaves quarantine."""
+        self.pool.add(url)
+
+    async def remove_worker(self, url: str) -> None:
+        """Forget a worker."""
+        self.pool.remove(url)
+
+    async def published(self, version: int) -> None:
+        """Every worker serves these weights."""
+        self.pool.saw_version(version)
+
+    async def _life(self, app: web.Application) -> AsyncIterator[None]:
         """Connections and probes, while the application runs."""
-        async with _session() as calls, _session() as probes:
+        key = self.settings.api_key
+        async with _session(key) as calls, _session(key) as probes:
             self.upstream = Upstream(self.pool, calls, self.settings.timeout)
             self.generator = Generator(self.pool, self.upstream, self.settings.patience)
-            monitor = HealthMonitor(self.pool, probes, self.settings.health_interval)
-            task = asyncio.create_task(monitor.run())
+            self.monitor = HealthMonitor(self.pool, probes, self.settings.health_interval)
+            task = asyncio.create_task(self.monitor.run())
             yield
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def add(self, request: web.Request) -> web.Response:
+    async def _add(self, request: web.Request) -> web.Response:
         """Register a worker: ``?url=``, ``?worker_url=`` or the same in JSON."""
         self.pool.add(await _given_url(request))
-        return _json({"status": "success", "worker_urls": {worker.url: worker.load for worker in self.pool.workers.values()}})
+        return self._loads()
 
-    async def remove(self, request: web.Request) -> web.Response:
+    async def _remove(self, request: web.Request) -> web.Response:
         """Forget a worker, by its address or id."""
         number = request.match_info.get("id")
         urls = [worker.url for worker in self.pool.workers.values() if str(worker.number) == number]
         url = (urls or [""])[0] if number is not None else await _given_url(request)
         if not self.pool.remove(url):
-            return _error(404, f"there is no worker {number if number is not None else url}")
-        return _json({"status": "success", "worker_urls": {worker.url: worker.load for worker in self.pool.workers.values()}})
+            return refused(404, f"there is no worker {number if number is not None else url}")
+        return self._loads()
 
-    async def list_urls(self, request: web.Request) -> web.Response:
+    def _loads(self) -> web.Response:
+        return json_answer({"status": "success", "worker_urls": {worker.url: worker.load for worker in self.pool.workers.values()}})
+
+    async def _list_urls(self, request: web.Request) -> web.Response:
         """The addresses of workers that take requests."""
-        return _json({"urls": [worker.url for worker in self.pool.live]})
+        return json_answer({"urls": [worker.url for worker in self.pool.live]})
 
-    async def list_workers(self, request: web.Request) -> web.Response:
+    async def _list_workers(self, request: web.Request) -> web.Response:
         """Everything about all of them, and about the router."""
         router = {"in_flight": self.gate.inside, "waiting": self.gate.queued, "retries": self.generator.retries}
-        return _json({"workers": [worker.facts() for worker in self.pool.workers.values()], "router": router})
+        return json_answer({"workers": [worker.facts() for worker in self.pool.workers.values()], "router": router})
 
-    async def health(self, request: web.Request) -> web.Response:
+    async def _health(self, request: web.Request) -> web.Response:
         """Whether any worker takes requests."""
-        return _json({"status": "ok"}) if self.pool.live else _error(503, "no worker is well")
+        return json_answer({"status": "ok"}) if self.pool.live else refused(503, "no worker is well")
 
-    async def passed(self, request: web.Request) -> web.StreamResponse:
+    async def _metrics(self, request: web.Request) -> web.Response:
+        from aiohttp import web
+
+        text = exposition(self.pool, self.gate, self.tally, self.generator.retries)
+        return web.Response(text=text, content_type=CONTENT_TYPE)
+
+    async def _passed(self, request: web.Request) -> web.StreamResponse:
         """Anything else goes to workers, by way of the middlewares."""
         return await self._chain(request)
 
     async def _gated(self, request: web.Request) -> web.StreamResponse:
+        posted = request.method == "POST"
+        if posted and request.path == "/generate":
+            async with self.gate.place():
+                return await self._generate(request)
         if self.chat is not None and self.chat.serves(request.path):
             return await self.chat.handle(request, await exchange_of(request).body())
-        if request.method == "POST" and request.path in TO_ALL:
-            return await self._to_all(request)
+        if posted and request.path in TO_ALL:
+            if request.path == "/abort_request" and (await exchange_of(request).document()).get("abort_all") is True:
+                self.generator.aborted()
+            return await to_all(request, self.pool, self.upstream)
         async with self.gate.place():
-            if request.method == "POST" and request.path == "/generate":
-                return await self._generate(request)
-            return await self._to_one(request)
+            return await to_one(request, self.pool, self.upstream)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
         exchange = exchange_of(request)
         call = Call.of(await exchange.document())
+        if not (call.batched or call.stream or exchange.answered):
+            body = await self.generator.one(call, await exchange.body())
+            return web.Response(body=body, content_type="application/json")
         answers = self.generator.answer(call)
 
         def tell(event: Event) -> None:
@@ -223,7 +217,7 @@ class _Router:
                 tell(event)
                 found[event[0]] = event[1]
         ordered = [found[index] for index in range(len(call.prompts))]
-        return _json(ordered if call.batched else ordered[0])
+        return json_answer(ordered if call.batched else ordered[0])
 
     async def _ask(self, ids: list[int], params: SamplingParams, *, routed: bool, stream: bool) -> AsyncGenerator[Piece, None]:
         """A reply of the chat endpoint, from a worker."""
@@ -256,85 +250,24 @@ class _Router:
         await response.write_eof()
         return response
 
-    async def _to_all(self, request: web.Request) -> web.StreamResponse:
-        """The same call to every worker. Those in quarantine get it as well, and what they make of it does not count."""
-        from aiohttp import web
 
-        body = await exchange_of(request).body()
-        if request.path == "/abort_request" and (await exchange_of(request).document()).get("abort_all") is True:
-            self.generator.aborted()
-
-        async def one(worker: Any) -> tuple[int, bytes, str]:
-            async with self.upstream.open(worker, "POST", request.path, body, load=0) as response:
-                return response.status, await response.read(), response.content_type
-
-        live = self.pool.live
-        others = [worker for worker in self.pool.workers.values() if worker.quarantined]
-        answers = await asyncio.gather(*(one(worker) for worker in [*live, *others]), return_exceptions=True)
-        good: tuple[int, bytes, str] | None = None
-        for answer in answers[: len(live)]:
-            if isinstance(answer, WorkerError):
-                continue  # it counted as a failure: a worker that is gone has nothing to end
-            if isinstance(answer, BaseException):
-                raise answer
-            if answer[0] != 200:
-                raise AnswerError(answer[0], answer[1])
-            good = answer
-        if good is None:
-            raise refusal(503, f"none of {len(self.pool.workers)} workers answers")
-        return web.Response(body=good[1], content_type=good[2])
-
-    async def _to_one(self, request: web.Request) -> web.StreamResponse:
-        """Any other call. What only reads is tried on another worker; the rest might happen twice."""
-        from aiohttp import web
-
-        body = await exchange_of(request).body()
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in DROPPED}
-        headers.setdefault("Accept-Encoding", "identity")
-        tried: set[Any] = set()
-        while True:
-            worker = self.pool.choose((), tried)
-            if worker is None:
-                raise refusal(503, f"none of {len(self.pool.workers)} workers is well")
-            tried.add(worker)
-            response: web.StreamResponse | None = None
-            try:
-                async with self.upstream.open(worker, request.method, request.raw_path, body, headers) as answer:
-                    kept = {name: value for name, value in answer.headers.items() if name.lower() not in DROPPED}
-                    response = web.StreamResponse(status=answer.status, headers=kept)
-                    async with _for_caller():
-                        await response.prepare(request)
-                    async for chunk in answer.content.iter_any():
-                        async with _for_caller():
-                            await response.write(chunk)
-                    async with _for_caller():
-                        await response.write_eof()
-                    return response
-            except _CallerGoneError:
-                assert response is not None
-                return response
-            except WorkerError:
-                if response is not None or request.method not in ("GET", "HEAD") or len(tried) >= len(self.pool.workers):
-                    raise
-
-
-class _CallerGoneError(Exception):
-    """The connection to the caller broke, which is no failure of the worker."""
-
-
-@asynccontextmanager
-async def _for_caller() -> AsyncIterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _CallerGoneError from error
-
-
-def _around(middleware: RouterMiddleware, inner: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+def _around(middleware: RouterMiddleware, inner: Handler) -> Handler:
     async def call(request: web.Request) -> web.StreamResponse:
         return await middleware(request, inner)
 
     return call
+
+
+def _counted(tally: Tally) -> Any:
+    """A middleware of aiohttp that counts answers."""
+
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        tally.answers[response.status] += 1
+        return response
+
+    count.__middleware_version__ = 1  # type: ignore[attr-defined]
+    return count
 
 
 async def _given_url(request: web.Request) -> str:
@@ -347,9 +280,10 @@ async def _given_url(request: web.Request) -> str:
     return found
 
 
-def _session() -> aiohttp.ClientSession:
+def _session(api_key: str | None) -> aiohttp.ClientSession:
     import aiohttp
 
     # How much is in flight is the gate's business; a worker's bytes go on as they are.
     connector = aiohttp.TCPConnector(limit=0)
-    return aiohttp.ClientSession(connector=connector, read_bufsize=READ_BUFFER, auto_decompress=False)
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else None
+    return aiohttp.ClientSession(connector=connector, read_bufsize=READ_BUFFER, auto_decompress=False, headers=headers)

@@ -69,7 +69,7 @@ class Call:
     def aborted(self, index: int, version: int | None) -> dict[str, Any]:
         """The answer to a prompt whose worker went away after everything was aborted: nothing was made."""
         rid = self.document.get("rid")
-        meta = {
+        meta: dict[str, Any] = {
             "id": rid[index] if isinstance(rid, list) else rid,
             "finish_reason": {"type": "abort", "message": "aborted"},
             "prompt_tokens": len(self.prompts[index]),

@@ -22,6 +22,7 @@ class Gate:
         self.most = most
         self.waiting = waiting
         self.inside = 0
+        self.refused = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -39,6 +40,7 @@ class Gate:
         if self.inside < self.most and not self._queue:
             self.inside += 1
         elif len(self._queue) >= self.waiting:
+            self.refused += 1
             raise BusyError(f"{self.inside} calls are in flight and {len(self._queue)} wait")
         else:
             await self._turn()

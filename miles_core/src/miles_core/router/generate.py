@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 from miles_core.router.call import Call
 from miles_core.router.pool import Pool, Worker
 from miles_core.router.upstream import AnswerError, Upstream, WorkerError
+from miles_core.serving.wire import dumps
 
 ATTEMPTS = 4
 """Times that a prompt is sent to a worker before its call fails."""
@@ -19,6 +21,9 @@ PATIENCE = 30.0
 """Seconds that a call waits for a worker when there is none."""
 BACKOFF = 0.2
 """Seconds before a worker is tried a second time for one prompt; twice as many every further time."""
+
+VERSION = re.compile(rb'"weight_version":\s*"(\d{1,18})"')
+"""The weight version in an answer, which is not parsed for it."""
 
 Event = tuple[int, dict[str, Any]]
 
@@ -59,6 +64,40 @@ class Generator:
     def aborted(self) -> None:
         """Everything in flight has been told to end."""
         self._aborts += 1
+
+    async def one(self, call: Call, body: bytes) -> bytes:
+        """The answer to a call with one prompt that is no stream, as the worker wrote it.
+
+        Args:
+            body: the call as JSON.
+
+        Raises:
+            AnswerError: an error that is the answer.
+        """
+        tried: set[Worker] = set()
+        aborts = self._aborts
+        for attempt in range(1, ATTEMPTS + 1):
+            if not await self._pool.wait(self._patience):
+                raise refusal(503, f"none of {len(self._pool.workers)} workers is well")
+            worker = self._pool.choose(call.prompts[0], tried) or self._pool.choose(call.prompts[0])
+            assert worker is not None, "the pool has a live worker"
+            tried.add(worker)
+            try:
+                answer = await self._upstream.exchange(worker, "/generate", body)
+            except WorkerError as error:
+                if self._aborts != aborts:
+                    return dumps(call.aborted(0, self._pool.version))
+                if attempt == ATTEMPTS:
+                    raise refusal(504 if error.silent else 502, f"sent to workers {attempt} times: {error}") from error
+                self.retries += 1
+                if self._pool.choose((), tried) is None:
+                    await asyncio.sleep(BACKOFF * 2**attempt)
+                continue
+            worker.served += 1
+            if (found := VERSION.search(answer)) is not None:
+                self._pool.saw_version(found[1].decode())
+            return answer
+        raise AssertionError("the last attempt returns or raises")
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """``(index, document)`` as they come. A stream may have several of one prompt, the last of which has a finish reason.
@@ -107,9 +146,9 @@ class Generator:
             worker.load += len(mine)
         for worker, each in parts.items():
             worker.load -= len(each.open)
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as tasks:
             for worker, each in parts.items():
-                group.create_task(self._serve(call, worker, each, aborts, queue))
+                tasks.create_task(self._serve(call, worker, each, aborts, queue))
 
     async def _serve(self, call: Call, worker: Worker, part: _Part, aborts: int, queue: asyncio.Queue[Any]) -> None:
         """Have one worker answer a part, and others what it leaves open."""
@@ -140,8 +179,7 @@ class Generator:
             index, meta = places[place], document.get("meta_info")
             if index not in part.open:
                 return
-            whole = isinstance(meta, dict) and meta.get("finish_reason") is not None
-            if whole:
+            if isinstance(meta, dict) and meta.get("finish_reason") is not None:
                 del part.open[index]
                 worker.served += 1
                 self._pool.saw_version(meta.get("weight_version"))

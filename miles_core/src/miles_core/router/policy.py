@@ -24,6 +24,10 @@ class Policy(Protocol):
         """The worker for a prompt; ``workers`` is not empty, and in the order of registration."""
         ...
 
+    def forget(self) -> None:
+        """Workers have new weights, and so empty caches."""
+        ...
+
 
 class LeastLoaded:
     """The worker with the fewest requests in flight, the first of equals."""
@@ -31,6 +35,9 @@ class LeastLoaded:
     def choose(self, workers: Sequence[Worker], tokens: Sequence[int]) -> Worker:
         """See the protocol."""
         return min(workers, key=lambda worker: worker.load)
+
+    def forget(self) -> None:
+        """See the protocol: it remembers nothing."""
 
 
 class CacheAware:
@@ -58,6 +65,10 @@ class CacheAware:
         while len(self._seen) > self._limit:
             self._seen.popitem(last=False)
         return found
+
+    def forget(self) -> None:
+        """See the protocol."""
+        self._seen.clear()
 
 
 def _prefixes(tokens: Sequence[int]) -> list[int]:

@@ -56,7 +56,7 @@ class Pool:
         policy: chooses among those that may take a request.
 
     Attributes:
-        version: newest weight version that any answer had; None while none is known.
+        version: newest weight version that is known to be served; None while none is.
         suspect: set by a failure, so that probes begin at once.
     """
 
@@ -134,10 +134,11 @@ class Pool:
         self._changed.set()
 
     def saw_version(self, version: object) -> None:
-        """An answer was made with this weight version."""
+        """This weight version is served."""
         number = as_version(version)
-        if number is not None:
-            self.version = number if self.version is None else max(self.version, number)
+        if number is not None and (self.version is None or number > self.version):
+            self.version = number
+            self.policy.forget()
 
 
 def as_version(version: object) -> int | None:

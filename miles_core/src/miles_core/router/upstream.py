@@ -89,6 +89,20 @@ class Upstream:
         finally:
             worker.load -= load
 
+    async def exchange(self, worker: Worker, path: str, body: bytes, *, load: int = 1) -> bytes:
+        """The worker's answer to a POST.
+
+        Raises:
+            WorkerError: as :meth:`open`.
+            AnswerError: it is an error.
+        """
+        async with self.open(worker, "POST", path, body, load=load) as response:
+            data = await response.read()
+            if response.status != 200:
+                raise AnswerError(response.status, data)
+        self._pool.succeeded(worker)
+        return data
+
     async def post(self, worker: Worker, path: str, document: Any, *, load: int = 1) -> Any:
         """The worker's answer as JSON.
 
@@ -96,13 +110,7 @@ class Upstream:
             WorkerError: as :meth:`open`.
             AnswerError: it is an error.
         """
-        body = json.dumps(document, separators=(",", ":")).encode()
-        async with self.open(worker, "POST", path, body, load=load) as response:
-            data = await response.read()
-            if response.status != 200:
-                raise AnswerError(response.status, data)
-        self._pool.succeeded(worker)
-        return load_json(data)
+        return load_json(await self.exchange(worker, path, json.dumps(document, separators=(",", ":")).encode(), load=load))
 
     async def events(self, worker: Worker, path: str, document: Any, *, load: int) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a worker's stream, up to its ``[DONE]``.

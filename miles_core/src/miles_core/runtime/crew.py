@@ -16,14 +16,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from miles_core.accelerator.vendors import vendor
 from miles_core.config import LoopOptions, TrainingOptions
 from miles_core.options import Config
-from miles_core.protocols import EngineLaunch
+from miles_core.protocols import EngineLaunch, RouterLaunch
 from miles_core.runtime.cluster import Cluster
 from miles_core.runtime.critic_process import CriticProcess
 from miles_core.runtime.engine_process import EngineProcess
 from miles_core.runtime.identity import ProcessIdentity, host_address
-from miles_core.runtime.plan import PlacementPlan, RunPlan
+from miles_core.runtime.plan import Front, PlacementPlan, RunPlan
 from miles_core.runtime.processors import usable_cpus
 from miles_core.runtime.rollout_process import RolloutProcess
+from miles_core.runtime.router_process import RouterProcess
 from miles_core.runtime.supervisor import Supervisor
 from miles_core.runtime.trainer_process import TrainerProcess
 from miles_core.runtime.watch import GROUPS
@@ -31,6 +32,7 @@ from miles_core.runtime.watch import GROUPS
 TRAINER_SHARE = 0.4
 ENGINE_SHARE = 0.2
 START_TIMEOUT = 1800.0
+ROUTER_TIMEOUT = 120.0
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Crew:
         trainers: one Ray actor per rank of the actor.
         critics: one per rank of the critic; none without one.
         engines: one actor per engine.
+        router: the actor of the router in front of them, or None.
         rollout: the rollout manager's actor.
         data_size, critic_data_size: data-parallel ranks among the trainers and the critics.
         info: what the rollout manager found in the data.
@@ -51,6 +54,7 @@ class Crew:
     trainers: list[Any] = field(default_factory=list)
     critics: list[Any] = field(default_factory=list)
     engines: list[Any] = field(default_factory=list)
+    router: Any = None
     rollout: Any = None
     data_size: int = 1
     critic_data_size: int = 0
@@ -81,6 +85,11 @@ class Crew:
         """Call a method of every engine at once."""
         return self.supervisor.wait([e.call.remote(method, *args) for e in self.engines], what)
 
+    def tell_router(self, method: str, *args: Any) -> None:
+        """Call a method of the router, where there is one."""
+        if self.router is not None:
+            self.supervisor.wait([self.router.call.remote(method, *args)], "the router", ROUTER_TIMEOUT)
+
     def manager(self, method: str, *args: Any, what: str, poll: Callable[[], None] | None = None) -> Any:
         """Call a method of the rollout manager."""
         return self.supervisor.wait([getattr(self.rollout, method).remote(*args)], what, poll=poll)[0]
@@ -97,14 +106,20 @@ class Crew:
         self._progress = None
         return answer
 
+    @property
+    def routers(self) -> list[Any]:
+        """The router, or nothing."""
+        return [] if self.router is None else [self.router]
+
     def reads(self) -> set[str]:
         """Flags that any process of the run read."""
-        refs = [actor.reads.remote() for actor in [*self.trainers, *self.critics, *self.engines, self.rollout]]
+        refs = [actor.reads.remote() for actor in [*self.trainers, *self.critics, *self.engines, *self.routers, self.rollout]]
         return set().union(*self.supervisor.wait(refs, "option reads", 30))
 
     def close(self) -> None:
         """Let every process end well."""
-        refs = [t.close.remote() for t in [*self.trainers, *self.critics]] + [e.call.remote("stop") for e in self.engines]
+        refs = [t.close.remote() for t in [*self.trainers, *self.critics]]
+        refs += [e.call.remote("stop") for e in [*self.engines, *self.routers]]
         self.supervisor.wait([*refs, self.rollout.close.remote()], "processes to end", 60)
 
 
@@ -141,7 +156,13 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
         actor = _on(EngineProcess, placement, slot, ENGINE_SHARE).remote(identity, config, plan.plugins.engine)
         crew.engines.append(actor)
         supervisor.watch(identity, actor)
-    identity = ProcessIdentity("rollout", 0, run_dir, {**vendor().hidden(), "OMP_NUM_THREADS": "1"})
+    beside_devices = {**vendor().hidden(), "OMP_NUM_THREADS": "1"}
+    if plan.plugins.router is not None:
+        identity = ProcessIdentity("router", 0, run_dir, beside_devices)
+        router = ray.remote(concurrency_groups=GROUPS)(RouterProcess).options(num_cpus=0)
+        crew.router = router.remote(identity, config, plan.plugins.router, plan.plugins.middlewares)
+        supervisor.watch(identity, crew.router)
+    identity = ProcessIdentity("rollout", 0, run_dir, beside_devices)
     crew.rollout = ray.remote(RolloutProcess).options(num_cpus=0).remote(identity, config, plan)
     supervisor.watch(identity, crew.rollout)
     supervisor.learn_pids()
@@ -167,7 +188,12 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     addresses = supervisor.wait([ranks[0].rendezvous.remote(spans_nodes) for ranks in groups], "first ranks", START_TIMEOUT)
     setups = [rank.setup.remote(address) for ranks, address in zip(groups, addresses, strict=True) for rank in ranks]
     urls = supervisor.wait(starts, "engines to start", START_TIMEOUT)
-    crew.info = supervisor.wait([crew.rollout.start.remote(urls)], "the rollout manager to start", START_TIMEOUT)[0]
+    front = None
+    if crew.router is not None:
+        host = host_address() if spans_nodes else "127.0.0.1"
+        launch = RouterLaunch(tuple(urls), plan.checkpoint, host, log_dir=run_dir / "logs")
+        front = Front(*supervisor.wait([crew.router.start.remote(launch)], "the router to start", START_TIMEOUT)[0])
+    crew.info = supervisor.wait([crew.rollout.start.remote(urls, front)], "the rollout manager to start", START_TIMEOUT)[0]
     infos: Sequence[dict[str, Any]] = supervisor.wait(setups, "trainers to load the model", START_TIMEOUT)
     crew.data_size = infos[0]["data_size"] if crew.trainers else 1
     crew.critic_data_size = infos[len(crew.trainers)]["data_size"] if crew.critics else 0

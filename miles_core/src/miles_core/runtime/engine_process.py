@@ -25,10 +25,12 @@ class EngineProcess(Watched):
         """Start the engine on this process's devices; returns its URL."""
         import dataclasses
 
+        from miles_core.config import RouterOptions
         from miles_core.plugins import create
 
         self._engine: Any = create(self._ref, self.config)
-        return str(self._engine.start(dataclasses.replace(launch, devices=visible_ids())))
+        key = self.config.get(RouterOptions).miles_router_api_key
+        return str(self._engine.start(dataclasses.replace(launch, devices=visible_ids(), api_key=key)))
 
     @recorded
     def call(self, method: str, *args: Any) -> Any:

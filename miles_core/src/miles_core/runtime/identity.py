@@ -26,7 +26,7 @@ class ProcessIdentity:
     """A process of the run.
 
     Attributes:
-        role: ``trainer``, ``critic``, ``engine`` or ``rollout``.
+        role: ``trainer``, ``critic``, ``engine``, ``router`` or ``rollout``.
         rank: its number among its kind.
         run_dir: the run folder; the process logs to ``logs/<role>-<rank>.log`` in it.
         environment: variables to set before anything heavy is imported.

@@ -131,6 +131,7 @@ class Loop:
             if placement.offload_rollout:
                 self.crew.all_engines("resume_memory", ["kv_cache"], what="engines to take back memory")
                 self.crew.all_engines("resume", what="engines to resume")
+            self.crew.tell_router("published", self.version)
         reports = [report for report in answers if report is not None]
         seconds = max(r.seconds for r in reports)
         sent = sum(r.bytes for r in reports)

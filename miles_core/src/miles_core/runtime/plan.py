@@ -14,7 +14,8 @@ class PluginPlan:
     """The implementations that the run uses.
 
     A supervised run (SFT) has no advantage, and an engine and a reward only to evaluate. ``critic_loss`` is there when the
-    advantage needs a critic. ``functions`` are those that options name by path, by the name of their signature.
+    advantage needs a critic. ``functions`` are those that options name by path, by the name of their signature. ``router`` is what
+    stands in front of the engines, which may be nothing, and ``middlewares`` are core's router's.
     """
 
     backend: PluginRef
@@ -28,6 +29,8 @@ class PluginPlan:
     algo: PluginRef | None = None
     critic_loss: PluginRef | None = None
     functions: Mapping[str, PluginRef] = field(default_factory=dict)
+    middlewares: tuple[PluginRef, ...] = ()
+    router: PluginRef | None = None
 
     @property
     def supervised(self) -> bool:
@@ -100,6 +103,14 @@ class PlacementPlan:
     def critics_take_turns(self) -> bool:
         """Whether actor and critic free the devices for each other."""
         return self.critics > 0 and self.colocate and self.offload_train
+
+
+@dataclass(frozen=True)
+class Front:
+    """The router in front of a run's engines: its address, and whether an abort that it is told reaches every engine."""
+
+    url: str
+    tells_all: bool
 
 
 @dataclass(frozen=True)

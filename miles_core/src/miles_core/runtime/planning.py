@@ -18,6 +18,7 @@ from miles_core.config import (
     PluginOptions,
     RewardOptions,
     RolloutOptions,
+    RouterOptions,
     RunOptions,
     SamplingOptions,
 )
@@ -39,6 +40,7 @@ from miles_core.runtime.checks.placement import Machine, check_placement
 from miles_core.runtime.checks.ranges import check_partners, check_ranges
 from miles_core.runtime.checks.relevance import check_relevance
 from miles_core.runtime.checks.resume import check_resume
+from miles_core.runtime.checks.router import check_router, router_of
 from miles_core.runtime.checks.routing import check_routing
 from miles_core.runtime.checks.sampling import check_sampling
 from miles_core.runtime.checks.teacher import check_teacher
@@ -102,6 +104,7 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
     check_external(report, placement)
     check_teacher(report)
     check_true_on_policy(report)
+    check_router(report, placement)
     check_routing(report)
     replays = report.peek(DebugOptions).load_debug_rollout_data is not None
     prompt_rows = None if replays else check_prompts(report)
@@ -154,6 +157,8 @@ def _plan(report: Report, placement: PlacementPlan, batch: BatchPlan, checkpoint
     report.use(RunOptions, "run_dir")
     without_advantages = report.peek(AlgorithmOptions).disable_compute_advantages_and_returns
     report.use(AlgorithmOptions, "disable_compute_advantages_and_returns")
+    router = router_of(report, placement)
+    report.use(RouterOptions, "use_miles_router", "miles_router_middleware_paths")
     plugins = PluginPlan(
         backend=chosen.backend,
         loss=chosen.loss,
@@ -166,6 +171,8 @@ def _plan(report: Report, placement: PlacementPlan, batch: BatchPlan, checkpoint
         hooks=tuple(chosen.hooks),
         algo=chosen.algo,
         critic_loss=chosen.critic_loss,
+        middlewares=tuple(chosen.middlewares) if router is not None else (),
+        router=router,
     )
     run_dir = report.peek(RunOptions).run_dir
     return RunPlan(

@@ -13,7 +13,7 @@ import ray
 from miles_core.config import DataOptions, DebugOptions, LoopOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.runtime.identity import ProcessIdentity, recorded_async
-from miles_core.runtime.plan import RunPlan
+from miles_core.runtime.plan import Front, RunPlan
 
 
 class RolloutProcess:
@@ -39,14 +39,14 @@ class RolloutProcess:
         return self.config.reads()
 
     @recorded_async
-    async def start(self, urls: Sequence[str]) -> Any:
-        """Read the data and connect to the engines."""
+    async def start(self, urls: Sequence[str], front: Front | None) -> Any:
+        """Read the data and connect to the engines, by way of the router in front of them."""
         from miles_core.debug.replay import ReplayedRollouts
         from miles_core.rollout.manager import RolloutManager
 
         replays = self.config.get(DebugOptions).load_debug_rollout_data is not None
         self._manager = (ReplayedRollouts if replays else RolloutManager)(self.config, self.plan)
-        return await self._manager.start(urls)
+        return await self._manager.start(urls, front)
 
     @recorded_async
     async def generate(

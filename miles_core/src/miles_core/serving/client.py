@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from miles_core.errors import RunError
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     import aiohttp
 
 OWNER = "miles-core"
+MOST_CALLS = 512
+"""Calls in flight per engine that takes one request a call."""
+RETRY_SECONDS = 60.0
+"""Longest pause before a call that was turned away is repeated, whatever the server asks for."""
 
 
 def assign(requests: Sequence[GenerateRequest], engines: int) -> list[list[GenerateRequest]]:
@@ -41,16 +46,31 @@ class EngineClient:
         urls: base URLs of the engines.
         batch_stream: whether one HTTP call may take many requests and answer each as it ends; otherwise each request is a call.
         timeout: seconds that an engine may be silent before the run fails.
-        max_connections: most calls in flight per engine, where each request is a call.
+        max_connections: most calls in flight per URL, where each request is a call.
+        abort_urls: engines behind a router that does not pass aborts on; None aborts at ``urls``.
+        api_key: bearer token to show.
+
+    A call that is turned away for now (503 with ``Retry-After``) is repeated when that has passed, for up to ``timeout`` seconds.
     """
 
-    def __init__(self, urls: Sequence[str], *, batch_stream: bool, timeout: float, max_connections: int = 512) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        batch_stream: bool,
+        timeout: float,
+        max_connections: int = MOST_CALLS,
+        abort_urls: Sequence[str] | None = None,
+        api_key: str | None = None,
+    ) -> None:
         if not urls:
             raise ValueError("an engine client needs at least one URL")
         self.urls = tuple(url.rstrip("/") for url in urls)
         self.batch_stream = batch_stream
         self.timeout = timeout
         self.max_connections = max_connections
+        self.abort_urls = self.urls if abort_urls is None else tuple(url.rstrip("/") for url in abort_urls)
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._session: aiohttp.ClientSession | None = None
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[GenerateResult, None]:
@@ -84,7 +104,7 @@ class EngineClient:
 
     async def abort_all(self) -> None:
         """Make every engine end its requests with what they have."""
-        await asyncio.gather(*(self._post(url, "/abort_request", {"abort_all": True}) for url in self.urls))
+        await asyncio.gather(*(self._post(url, "/abort_request", {"abort_all": True}) for url in self.abort_urls))
 
     async def health(self, timeout: float = 5.0) -> None:
         """Return when every engine answers within ``timeout`` seconds; raise ``RunError`` otherwise."""
@@ -141,7 +161,7 @@ class EngineClient:
         missing = {i: request.rid for i, request in enumerate(part)}
         body = wire.encode_call(part, batched=True, stream=True)
         try:
-            async with self._open().post(f"{url}/generate", data=body, headers=_JSON) as response:
+            async with self._posted(url, "/generate", body) as response:
                 if response.status != 200:
                     raise _engine_error(url, response.status, await response.text())
                 rest = b""
@@ -173,13 +193,27 @@ class EngineClient:
         import aiohttp
 
         try:
-            async with self._open().post(f"{url}{path}", data=body, headers=_JSON) as response:
+            async with self._posted(url, path, body) as response:
                 data = await response.read()
                 if response.status != 200:
                     raise _engine_error(url, response.status, data.decode(errors="replace"))
                 return data
         except (aiohttp.ClientError, OSError) as error:
             raise _failure(url, error, self.timeout) from error
+
+    @asynccontextmanager
+    async def _posted(self, url: str, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to a POST, once it is not that the server is busy."""
+        deadline = asyncio.get_running_loop().time() + self.timeout
+        while True:
+            async with self._open().post(f"{url}{path}", data=body, headers=_JSON) as response:
+                pause = _pause(response)
+                if pause is None or asyncio.get_running_loop().time() + pause > deadline:
+                    yield response
+                    return
+                await response.read()
+            # Callers that were turned away together are not to come back together.
+            await asyncio.sleep(pause * random.uniform(1.0, 1.5))
 
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp
@@ -188,7 +222,7 @@ class EngineClient:
             # Silence is what counts, not the length of a call: a batch streams for as long as its longest response.
             limit = aiohttp.ClientTimeout(total=None, sock_connect=min(self.timeout, 30.0), sock_read=self.timeout)
             connector = aiohttp.TCPConnector(limit=0)
-            self._session = aiohttp.ClientSession(timeout=limit, connector=connector, read_bufsize=1 << 20)
+            self._session = aiohttp.ClientSession(timeout=limit, connector=connector, read_bufsize=1 << 20, headers=self._headers)
         return self._session
 
 
@@ -205,6 +239,12 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _pause(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds after which a call that was turned away may be repeated; None when it was not."""
+    after = response.headers.get("Retry-After", "") if response.status == 503 else ""
+    return min(float(after), RETRY_SECONDS) if after.isdecimal() else None
 
 
 def _load(url: str, data: bytes) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from miles_core.errors import MilesError, RunError
 from miles_core.serving import wire
+from miles_core.serving.key import asks_for
 from miles_core.serving.service import PAUSE_MODES, EngineService
 
 if TYPE_CHECKING:
@@ -20,19 +21,26 @@ MAX_BODY = 256 * 1024 * 1024
 """Largest body of a request, in bytes."""
 
 
-def engine_app(service: EngineService, middlewares: Sequence[RouterMiddleware] = (), max_body: int = MAX_BODY) -> web.Application:
+def engine_app(
+    service: EngineService,
+    middlewares: Sequence[RouterMiddleware] = (),
+    max_body: int = MAX_BODY,
+    api_key: str | None = None,
+) -> web.Application:
     """The aiohttp application around an engine.
 
     Args:
         service: the engine.
         middlewares: applied in order, the last one outermost.
         max_body: largest accepted body, in bytes; a larger one is answered with 413.
+        api_key: bearer token that callers have to show, but for ``/health``; None for none.
     """
     from aiohttp import web
 
     handlers = _Handlers(service)
     # aiohttp's first middleware is the outermost; error answers are made inside all of them so that they see them.
-    app = web.Application(client_max_size=max_body, middlewares=[*(_adapted(m) for m in reversed(middlewares)), _errors])
+    keyed = [asks_for(api_key)] if api_key is not None else []
+    app = web.Application(client_max_size=max_body, middlewares=[*keyed, *(_adapted(m) for m in reversed(middlewares)), _errors])
     get, post = app.router.add_get, app.router.add_post
     post("/generate", handlers.generate)
     post("/abort_request", handlers.abort)

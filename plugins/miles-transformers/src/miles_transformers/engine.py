@@ -72,7 +72,7 @@ class TransformersEngine:
         decoder = Decoder(self.model, options.max_batch, tokens, options.prefill_tokens, options.cuda_graphs, routes)
         self.scheduler = Scheduler(decoder, self._missing, options.threads)
         self.seed = launch.seed
-        server = ServerThread(engine_app(Service(self)), launch.host, launch.port)
+        server = ServerThread(engine_app(Service(self), api_key=launch.api_key), launch.host, launch.port)
         self.scheduler.start()
         try:
             self._url = server.start()

@@ -18,6 +18,7 @@ from miles_core.errors.catalogue.plugins import PLUGINS
 from miles_core.errors.catalogue.prompts import PROMPTS
 from miles_core.errors.catalogue.rewards import REWARD_OPTIONS
 from miles_core.errors.catalogue.rollouts import ROLLOUTS
+from miles_core.errors.catalogue.router import ROUTER_OPTIONS, ROUTER_RUN
 from miles_core.errors.catalogue.routing import ROUTING_OPTIONS, ROUTING_RUN
 from miles_core.errors.catalogue.run import RUN
 from miles_core.errors.catalogue.sampling import SAMPLING_OPTIONS
@@ -37,6 +38,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
                 **REWARD_OPTIONS,
                 **CRITIC_OPTIONS,
                 **LOOP_OPTIONS,
+                **ROUTER_OPTIONS,
                 **ROUTING_OPTIONS,
                 **SAMPLING_OPTIONS,
                 **TEACHER_OPTIONS,
@@ -49,7 +51,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     ),
     "Rollouts": ROLLOUTS,
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
-    "Engines": ENGINES,
+    "Engines": dict(sorted({**ENGINES, **ROUTER_RUN}.items())),
     "Run states and weights": STATE,
     "Processes of a run": dict(sorted({**RUN, **EXTERNAL_RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
     "SGLang servers": SGLANG,
