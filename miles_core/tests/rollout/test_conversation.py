@@ -187,6 +187,9 @@ BREACHES = {
     "observed before": "async def fn(sample, generate):\n    generate.observe('hello')",
     "returned str": "async def fn(sample, generate):\n    return 'text'",
     "returned NoneType": "async def fn(args, sample, sampling_params):\n    pass",
+    "rollout_routed_experts has shape (1,)": (
+        "async def fn(args, sample, sampling_params):\n    sample.rollout_routed_experts = [1]\n    return sample"
+    ),
     "not the prompt's": "async def fn(args, sample, sampling_params):\n    sample.tokens = [1]\n    return sample",
 }
 
@@ -212,6 +215,7 @@ async def fn(args, sample, sampling_params, evaluation=False):
     sample.response, sample.response_length = "abc", 3
     sample.loss_mask, sample.rollout_log_probs = [1, 0, 1], [-0.5, 0.0, -0.25]
     sample.weight_versions += ["4", "5"]
+    sample.rollout_routed_experts = [[[i % 4, 1]] for i in range(len(sample.tokens) - 1)]
     sample.metadata["left"] = sampling_params["max_new_tokens"]
     sample.status = sample.Status.COMPLETED
     return sample
@@ -222,6 +226,7 @@ async def fn(args, sample, sampling_params, evaluation=False):
     for sample in groups[0]:
         assert (sample.response_ids, sample.loss_mask, sample.weight_versions) == ([7, 8, 9], [1, 0, 1], [(4, 3)])
         assert (sample.status, sample.metadata) == (Status.COMPLETED, {"left": 200})
+        assert sample.routed_experts.shape == (len(sample.tokens) - 1, 1, 2)
 
 
 @pytest.mark.parametrize(

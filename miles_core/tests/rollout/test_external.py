@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 from aiohttp import web
 
@@ -21,6 +23,7 @@ from miles_core.rollout.external.server import buffer_app, main
 from miles_core.rollout.external.source import ExternalSource
 from miles_core.rollout.external.store import Store
 from miles_core.rollout.external.trajectory import read_trajectory
+from miles_core.runtime.experts import Experts
 from miles_core.samples import Status
 from miles_core.serving import ServerThread
 
@@ -184,6 +187,24 @@ def test_the_run_knows_its_vocabulary_and_length() -> None:
         read_trajectory(item(0, 0), 9)
     with pytest.raises(ValueError, match="5 tokens, more than the run's 4"):
         read_trajectory(item(0, 0), 50, 4)
+
+
+def test_routes_come_with_a_trajectory() -> None:
+    experts = Experts(layers=2, experts=4, top_k=1)
+    numbers = np.arange(8, dtype="<i4") % 4
+    given = {"routed_experts": base64.b64encode(numbers.tobytes()).decode()}
+    sample = read_trajectory(item(0, 0, **given), experts=experts).sample(0, 0, "")
+    assert sample.routed_experts is not None
+    assert sample.routed_experts.shape == (4, 2, 1)
+    assert sample.routed_experts.reshape(-1).tolist() == numbers.tolist()
+    # A run that trains with its own does not look at them.
+    assert read_trajectory(item(0, 0, routed_experts="?")).sample(0, 0, "").routed_experts is None
+    wrong = {"missing": None, "base64": "?", "7 numbers": base64.b64encode(numbers[:7].tobytes()).decode()}
+    wrong["up to 9"] = base64.b64encode((numbers + 6).tobytes()).decode()
+    for reason, value in wrong.items():
+        with pytest.raises(ValueError, match="routed_experts") as raised:
+            read_trajectory(item(0, 0, routed_experts=value), experts=experts)
+        assert reason in str(raised.value)
 
 
 def test_a_bad_trajectory_is_counted_and_its_group_skipped(serve_buffer: Serve) -> None:

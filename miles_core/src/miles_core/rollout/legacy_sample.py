@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from miles_core.samples import Sample
 from miles_core.samples import Status as State
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass
 class LegacySample:
-    """One sample. ``tokens`` are prompt and response; ``loss_mask`` and ``rollout_log_probs`` are those of the response.
+    """One sample. ``tokens`` are prompt and response; ``loss_mask`` and ``rollout_log_probs`` are those of the response, and
+    ``rollout_routed_experts`` is ``[tokens - 1, layers, top_k]``.
 
     Further attributes may be set; they are forgotten.
     """
@@ -30,6 +34,7 @@ class LegacySample:
     loss_mask: list[int] | None = None
     rollout_log_probs: list[float] | None = None
     weight_versions: list[str] = field(default_factory=list)
+    rollout_routed_experts: Any = None
     status: State = State.PENDING
     remove_sample: bool = False
 
@@ -57,7 +62,18 @@ class LegacySample:
         sample.rollout_log_probs = None if self.rollout_log_probs is None else [float(value) for value in self.rollout_log_probs]
         versions = [int(text) for text in map(str, self.weight_versions) if text.lstrip("-").isdigit()]
         sample.weight_versions = [(min(versions), length)] if versions else []
+        if self.rollout_routed_experts is not None:
+            sample.routed_experts = _routes(self.rollout_routed_experts, len(self.tokens))
         sample.status = State(str(getattr(self.status, "value", self.status)))
         sample.metadata = self.metadata
         sample.removed = bool(self.remove_sample)
         sample.check()
+
+
+def _routes(given: Any, tokens: int) -> np.ndarray:
+    import numpy as np
+
+    routes = np.asarray(given)
+    if routes.ndim != 3 or len(routes) != tokens - 1:
+        raise ValueError(f"rollout_routed_experts has shape {routes.shape} for {tokens} tokens")
+    return routes.astype(np.int16)

@@ -34,21 +34,33 @@ def keep_routes(sample: Sample, result: GenerateResult, experts: Experts) -> Non
             fix="start it with --enable-return-routed-experts or what it calls it, or use --use-routing-replay",
             sample=sample.index,
         )
-    shape = (len(sample.tokens) - 1, experts.layers, experts.top_k)
-    numbers = np.frombuffer(result.routed_experts, "<i4") if len(result.routed_experts) % 4 == 0 else np.empty(0, "<i4")
-    if numbers.size != np.prod(shape) or (numbers.size and not -1 <= numbers.min() <= numbers.max() < experts.experts):
+    try:
+        sample.routed_experts = read_routes(result.routed_experts, len(sample.tokens), experts)
+    except ValueError as error:
         raise RunError(
             "M434",
             f"sample {sample.index} has routes of a wrong shape",
             owner=_OWNER,
-            why=(
-                f"the engine sent {numbers.size} numbers up to {numbers.max(initial=-1)} for "
-                f"[{shape[0]}, {shape[1]}, {shape[2]}] (tokens - 1, layers, experts per token) below {experts.experts}"
-            ),
+            why=f"the engine sent {error}",
             fix="engine and trainer must run the same model",
             sample=sample.index,
+        ) from None
+
+
+def read_routes(data: bytes, tokens: int, experts: Experts) -> np.ndarray:
+    """Routes as engines send them, int32 in C order, as int16 ``[tokens - 1, layers, top_k]``.
+
+    Raises:
+        ValueError: they are of other tokens or another model.
+    """
+    shape = (tokens - 1, experts.layers, experts.top_k)
+    numbers = np.frombuffer(data, "<i4") if len(data) % 4 == 0 else np.empty(0, "<i4")
+    if numbers.size != np.prod(shape) or (numbers.size and not -1 <= numbers.min() <= numbers.max() < experts.experts):
+        raise ValueError(
+            f"{numbers.size} numbers up to {numbers.max(initial=-1)} for [{shape[0]}, {shape[1]}, {shape[2]}] "
+            f"(tokens - 1, layers, experts per token) below {experts.experts}"
         )
-    sample.routed_experts = numbers.astype(np.int16).reshape(shape)
+    return numbers.astype(np.int16).reshape(shape)
 
 
 def whole_routes(sample: Sample) -> np.ndarray | None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from miles_core.rollout.external.trajectory import read_trajectory
 from miles_core.router.sessions import SessionStore
 from miles_core.samples import FinishReason
 
@@ -220,6 +221,18 @@ def test_routes_are_kept_for_all_tokens(serve) -> None:
     record = check(client, session)
     tokens = len(record["prompt_ids"]) + len(record["response_ids"])
     assert len(record["routed_experts"]) * 3 // 4 // 4 == pytest.approx(tokens - 1, abs=1)
+
+
+def test_a_record_is_a_trajectory(serve) -> None:
+    client = serve("one", "two")
+    session = client.session()
+    reply = assistant(client.chat(session, [USER]))
+    client.chat(session, [USER, reply, USER])
+    record = client.call("GET", f"/sessions/{session}")
+    sample = read_trajectory({**record, "instance_id": 1, "uid": "a", "reward": 0.5}).sample(0, 0, "")
+    sample.check()
+    assert (sample.tokens, sample.loss_mask) == (record["prompt_ids"] + record["response_ids"], record["loss_mask"])
+    assert sample.weight_versions == [(3, len(record["response_ids"]))]
 
 
 @pytest.mark.parametrize("tools", [None, TOOLS])

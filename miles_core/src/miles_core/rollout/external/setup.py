@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from miles_core.config import CheckpointOptions, DataOptions, ExternalOptions, RewardOptions, RolloutOptions
+from miles_core.config import CheckpointOptions, DataOptions, ExternalOptions, RewardOptions, RolloutOptions, RoutingOptions
 from miles_core.options import Config
 from miles_core.protocols import Filter
 from miles_core.rollout.external.client import BufferClient
 from miles_core.rollout.external.source import Decode, ExternalSource
 from miles_core.runtime.checks.teacher import vocab_size
+from miles_core.runtime.experts import read_experts
 from miles_core.runtime.plan import RunPlan
 
 
@@ -53,4 +54,5 @@ def make_external(config: Config, plan: RunPlan, urls: Sequence[str], filters: S
         rollout.rollout_max_context_len,
         config.get(CheckpointOptions).save is not None,
         config.get(RewardOptions).reward_failure_limit,
+        experts=read_experts(model) if config.get(RoutingOptions).use_rollout_routing_replay else None,
     )

@@ -17,6 +17,7 @@ from miles_core.rollout.external.client import BufferClient
 from miles_core.rollout.external.trajectory import Trajectory, read_id, read_trajectory
 from miles_core.rollout.grading import Tally
 from miles_core.rollout.sieve import Sieve
+from miles_core.runtime.experts import Experts
 from miles_core.samples import Sample
 
 FRUITLESS_ROLLOUTS = 3
@@ -54,7 +55,7 @@ class ExternalSource:
         payload: what agents are told, see ``docs/rollout-buffer.md``.
         n_samples: trajectories of a group.
         ratio: share of a rollout's groups that is enough.
-        vocabulary, max_tokens: see :func:`read_trajectory`.
+        vocabulary, max_tokens, experts: see :func:`read_trajectory`.
         durable: whether the run saves states.
         failure_limit: share of a rollout's trajectories that may be unusable.
         wait: seconds between calls while nothing is ready, at first; each is twice as long as the one before.
@@ -71,6 +72,7 @@ class ExternalSource:
     durable: bool = False
     failure_limit: float = 1.0
     wait: float = 0.1
+    experts: Experts | None = None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     _used: dict[str, None] = field(default_factory=dict)
     _held: dict[str, None] = field(default_factory=dict)
@@ -170,7 +172,7 @@ class ExternalSource:
                         self._safe[key] = None
                     continue
                 groups.setdefault(key, [])
-                trajectory = read_trajectory(item, self.vocabulary, self.max_tokens)
+                trajectory = read_trajectory(item, self.vocabulary, self.max_tokens, self.experts)
             except ValueError as error:
                 round_.invalid += 1
                 if len(round_.details) < SHOWN:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from miles_core.runtime.experts import Experts
 from miles_core.samples import Sample, Scored, Status
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LONGEST_ID = 256
 """Characters of an id."""
@@ -28,6 +33,7 @@ class Trajectory:
         log_probs: of the response tokens, ``[R]``; 0 where no model made the token.
         loss_mask: of the response tokens, ``[R]``, 1 where it is trained on; None means all.
         weight_version: of the engine that made the tokens; None when the agent does not say.
+        routes: the experts of all tokens but the last, int16 ``[P + R - 1, layers, top_k]``, where the run trains with them.
     """
 
     instance_id: str
@@ -41,6 +47,7 @@ class Trajectory:
     status: Status = Status.COMPLETED
     extra_info: dict[str, Any] = field(default_factory=dict)
     prompt: str | list[dict[str, Any]] = ""
+    routes: np.ndarray | None = None
 
     def sample(self, index: int, group: int, response: str) -> Sample:
         """The sample of these numbers; ``response`` is its text."""
@@ -56,6 +63,7 @@ class Trajectory:
             loss_mask=self.loss_mask,
             rollout_log_probs=self.log_probs,
             weight_versions=[] if self.weight_version is None else [(self.weight_version, r)],
+            routed_experts=self.routes,
             status=self.status,
             score=Scored(self.reward),
             reward=self.reward,
@@ -75,12 +83,15 @@ def read_id(value: object, name: str) -> str:
     return value
 
 
-def read_trajectory(document: Any, vocabulary: int | None = None, max_tokens: int | None = None) -> Trajectory:
+def read_trajectory(
+    document: Any, vocabulary: int | None = None, max_tokens: int | None = None, experts: Experts | None = None
+) -> Trajectory:
     """The trajectory in a JSON document.
 
     Args:
         vocabulary: rows of the model's vocabulary head; ids are below. None when unknown.
         max_tokens: that prompt and response may have together; None for no limit.
+        experts: of the model, where routes are needed; None where they are left aside.
 
     Raises:
         ValueError: something is missing or contradicts the rest.
@@ -124,6 +135,7 @@ def read_trajectory(document: Any, vocabulary: int | None = None, max_tokens: in
         status=FINISHED[reason],
         extra_info=dict(extra),
         prompt=_messages(document.get("messages")),
+        routes=None if experts is None else _routes(document.get("routed_experts"), length, experts),
     )
 
 
@@ -167,6 +179,17 @@ def _token_ids(value: Any, name: str, vocabulary: int | None) -> list[int]:
     if odd is not None or None in value:
         raise ValueError(f"{name} holds {odd!r:.40}, which is no token of a vocabulary of {limit}")
     return value
+
+
+def _routes(value: Any, tokens: int, experts: Experts) -> np.ndarray:
+    from miles_core.rollout.routing import read_routes
+
+    if not isinstance(value, str):
+        raise ValueError("routed_experts is missing, and the run trains with them")
+    try:
+        return read_routes(base64.b64decode(value, validate=True), tokens, experts)
+    except ValueError as error:
+        raise ValueError(f"routed_experts cannot be used: {error}") from None
 
 
 def _messages(value: Any) -> str | list[dict[str, Any]]:

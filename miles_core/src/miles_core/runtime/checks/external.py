@@ -12,7 +12,6 @@ from miles_core.config import (
     PluginOptions,
     RewardOptions,
     RolloutOptions,
-    RoutingOptions,
     SamplingOptions,
 )
 from miles_core.options.value import Source
@@ -83,7 +82,6 @@ def _check_others(report: Report) -> None:
     for group, name, why in (
         (RolloutOptions, "rollout_function_path", "that function makes rollouts itself"),
         (RolloutOptions, "custom_generate_function_path", "agents generate"),
-        (RoutingOptions, "use_rollout_routing_replay", "trajectories have no routes of experts"),
         (DataOptions, "multimodal_keys", "trajectories have token ids alone"),
         (DebugOptions, "load_debug_rollout_data", "rollouts come from files"),
         (DebugOptions, "debug_train_only", "there is no engine that agents could call"),
