@@ -68,7 +68,12 @@ class Packings(dict[int, Packing | None]):
     """The packings of a pass, by the number that stands in the place of the attention mask; None is of padded rows.
 
     Layers that the backward pass recomputes get that number again, whichever micro-batch came last.
+
+    Attributes:
+        current: the number that a layer's attention got last.
     """
+
+    current = 0
 
 
 def runs_variable_length(device: torch.device, compute: torch.dtype) -> bool:
@@ -125,7 +130,8 @@ class PackedAttention(torch.nn.Module):
             attn_mask_type, attention_bias, packed_seq_params: unused.
         """
         del attn_mask_type, attention_bias, packed_seq_params
-        packing = self.packings[int(attention_mask)]
+        self.packings.current = int(attention_mask)
+        packing = self.packings[self.packings.current]
         if self.context is not None:
             query, key, value = heads_of(query, key, value, self.context)
         attended = self._padded(query, key, value) if packing is None else self._packed(query, key, value, packing)

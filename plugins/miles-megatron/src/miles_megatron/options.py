@@ -35,7 +35,7 @@ class MegatronOptions:
         None, flag="--expert-tensor-parallel-size", help="Ranks that share each expert; as many as a layer when not given."
     )
     use_distributed_optimizer: bool = option(
-        True, flag="--use-distributed-optimizer", help="Data-parallel ranks share the optimizer's state and step."
+        True, flag="--use-distributed-optimizer", help="Data-parallel ranks share Adam's state and step."
     )
     overlap_grad_reduce: bool = option(
         False, flag="--overlap-grad-reduce", help="Sum gradients over ranks while the backward pass still runs."

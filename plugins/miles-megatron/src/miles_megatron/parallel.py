@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+from megatron.core import parallel_state, tensor_parallel
 
 from miles_core.errors import UsageError
 from miles_core.protocols.backend import Parallel
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 OWNER = "miles-megatron"
 
 
-def set_up(options: MegatronOptions, timeout: datetime.timedelta) -> None:
-    """Make the process groups, once in a process. Collective.
+def set_up(options: MegatronOptions, timeout_minutes: int, seed: int) -> None:
+    """Make the process groups, and seed megatron-core's generators. Collective.
 
     Raises:
         UsageError: megatron-core has no device to compute on (M552).
@@ -41,9 +40,10 @@ def set_up(options: MegatronOptions, timeout: datetime.timedelta) -> None:
         context_parallel_size=options.context_parallel_size,
         expert_model_parallel_size=options.expert_model_parallel_size,
         expert_tensor_parallel_size=options.expert_tensor_parallel_size,
-        distributed_timeout_minutes=max(int(timeout.total_seconds() // 60), 1),
+        distributed_timeout_minutes=timeout_minutes,
         create_gloo_process_groups=False,
     )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
 def context_ranks() -> Context | None:

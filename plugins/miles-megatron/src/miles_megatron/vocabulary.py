@@ -85,7 +85,7 @@ class _Outputs(torch.autograd.Function):
         place, mine = _places(logits, targets, vocabulary)
         if logits.shape[1]:
             for part in parts:
-                z = logits[part].float().div_(temperature) if temperature != 1 else logits[part].float()
+                z = logits[part].float() / temperature
                 sums[1, part] = torch.where(mine[part], z.gather(1, place[part, None])[:, 0], 0.0)
                 weight = torch.exp(z - largest[part, None])
                 sums[0, part] = weight.sum(-1)

@@ -1,0 +1,133 @@
+"""The models of one rank: their parts, ready to compute micro-batches, and wrapped for training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.transformer.moe import moe_utils
+
+from miles_core.config import TrainingOptions
+from miles_megatron import models, value_head
+from miles_megatron.attention import PackedAttention
+from miles_megatron.options import MegatronOptions
+from miles_megatron.policy import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from miles_core.options import Config
+
+if not hasattr(moe_utils, "te_general_gemm"):
+    # megatron-core 0.16 asks for it by name where TransformerEngine is absent, too.
+    moe_utils.te_general_gemm = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model.
+
+    Attributes:
+        chunks: ``GPTModel``, one for each virtual pipeline stage of this rank.
+        architecture: what its HF config says.
+        policy: what it computes.
+    """
+
+    chunks: list[Any]
+    architecture: Any
+    policy: Policy
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Of all chunks."""
+        for chunk in self.chunks:
+            yield from chunk.parameters()
+
+
+def precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of ``--megatron-precision``."""
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.float32 if wanted == "fp32" else torch.bfloat16
+
+
+def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: bool = True, critic: bool = False) -> Model:
+    """A model of the checkpoint's architecture, with weights still to be loaded.
+
+    Args:
+        checkpoint: HF directory, of which ``config.json`` is read.
+        device: of the computation.
+        trainable: whether parameters take gradients.
+        critic: replace the vocabulary head, see :mod:`miles_megatron.value_head`.
+
+    Raises:
+        UsageError: the architecture is not supported, or a chunk is not what it must be (M554).
+    """
+    options = config.get(MegatronOptions)
+    compute = precision(options.precision, device)
+    architecture = models.architecture(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+    chunks: list[Any] = models.build_chunks(
+        architecture,
+        tp=options.tensor_model_parallel_size,
+        pp=options.pipeline_model_parallel_size,
+        vpp=options.virtual_stages,
+        cp=options.context_parallel_size,
+        ep=options.expert_model_parallel_size,
+        sequence_parallel=options.sequence_parallel,
+        dtype=compute,
+        core_attention=PackedAttention,
+        **_recomputation(options),
+    )
+    if critic:
+        value_head.install(chunks, config.get(TrainingOptions).seed)
+    for chunk in chunks:
+        chunk.to(device)
+        chunk.requires_grad_(trainable)
+        # Rows are of any length, and what the loss gives is normalised: nothing is divided by micro-batches, ranks or tokens.
+        chunk.config.variable_seq_lengths = True
+        chunk.config.calculate_per_token_loss = True
+        chunk.config.batch_p2p_comm = device.type == "cuda"
+        chunk.config.overlap_p2p_comm = False
+    return Model(chunks, architecture, Policy(chunks, architecture.vocab_size, compute=compute))
+
+
+def _recomputation(options: MegatronOptions) -> dict[str, Any]:
+    full = options.recompute_granularity == "full"
+    return {
+        "recompute_granularity": options.recompute_granularity,
+        "recompute_method": (options.recompute_method or "uniform") if full else None,
+        "recompute_num_layers": (options.recompute_num_layers or 1) if full else None,
+        "recompute_modules": (options.recompute_modules or ["core_attn"]) if options.recompute_granularity == "selective" else None,
+    }
+
+
+def shares_optimizer(options: MegatronOptions) -> bool:
+    """Whether data-parallel ranks share out the optimizer's state: megatron-core does that with Adam only."""
+    return options.use_distributed_optimizer and options.optimizer == "adam"
+
+
+def wrapped(model: Model, options: MegatronOptions) -> list[Any]:
+    """The model's chunks, whose gradients are summed over data- and context-parallel ranks in fp32."""
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=shares_optimizer(options),
+        overlap_grad_reduce=options.overlap_grad_reduce,
+        overlap_param_gather=options.overlap_param_gather,
+    )
+    config = model.chunks[0].config
+    chunks = [
+        DistributedDataParallel(config, settings, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(model.chunks)
+    ]
+    config.finalize_model_grads_func = _finalize
+    if options.overlap_grad_reduce:
+        config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
+    return chunks
+
+
+def _finalize(chunks: list[Any], num_tokens: Any = None, **further: Any) -> None:
+    """Sum gradients over ranks, and divide them by nothing."""
+    del num_tokens
+    finalize_model_grads(chunks, None, **further)

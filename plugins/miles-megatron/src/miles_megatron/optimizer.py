@@ -1,0 +1,115 @@
+"""Clipping, learning rate and step of megatron-core's optimizers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+from miles_core.config import TrainingOptions
+from miles_core.training.schedule import learning_rate
+from miles_megatron.build import shares_optimizer
+from miles_megatron.options import MegatronOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from miles_core.options import Config
+
+
+class Optimizer:
+    """AdamW or SGD on fp32 master weights, which data-parallel ranks share out with the distributed optimizer.
+
+    Args:
+        config: the run's options.
+        chunks: the wrapped parts of the model.
+        train_steps: optimizer steps of the run.
+        compute: precision of the parameters.
+
+    Attributes:
+        kind: ``adam`` or ``sgd``.
+        finished: steps taken, skipped ones left out.
+        inner: megatron-core's optimizer.
+    """
+
+    def __init__(self, config: Config, chunks: Sequence[Any], train_steps: int, compute: torch.dtype) -> None:
+        options = config.get(MegatronOptions)
+        self.kind = options.optimizer
+        self.finished = 0
+        self._options = config.get(TrainingOptions)
+        self._train_steps = train_steps
+        self._chunks = list(chunks)
+        settings = OptimizerConfig(
+            optimizer=self.kind,
+            lr=self._options.lr,
+            weight_decay=self._options.weight_decay,
+            adam_beta1=self._options.adam_beta1,
+            adam_beta2=self._options.adam_beta2,
+            adam_eps=self._options.adam_eps,
+            sgd_momentum=0.0,
+            clip_grad=self._options.clip_grad,
+            bf16=compute == torch.bfloat16,
+            params_dtype=compute,
+            use_distributed_optimizer=shares_optimizer(options),
+            overlap_param_gather=options.overlap_param_gather,
+        )
+        self.inner: Any = get_megatron_optimizer(settings, self._chunks, use_gloo_process_groups=False)
+
+    def begin(self) -> None:
+        """Drop the gradients."""
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
+        self.inner.zero_grad()
+
+    @torch.no_grad()
+    def step(self) -> tuple[float, float, bool]:
+        """Clip and step. Collective.
+
+        Returns:
+            the gradient's norm before clipping, the learning rate, and whether the step was skipped for a non-finite norm.
+        """
+        rate = learning_rate(self._options, self._train_steps, self.finished)
+        for group in self.inner.param_groups:
+            group["lr"], group["weight_decay"] = rate, self._options.weight_decay
+        self.inner.prepare_grads()
+        norm = float(self.inner.get_grad_norm())
+        if not math.isfinite(norm):
+            return norm, rate, True
+        if self._options.clip_grad > 0:
+            for each in self._parts:
+                parameters = each.get_parameters()
+                if parameters:
+                    clip_grad_by_total_norm_fp32(parameters, max_norm=self._options.clip_grad, total_norm=norm)
+        self.inner.step_with_ready_grads()
+        self.finished += 1
+        return norm, rate, False
+
+    def reset(self) -> None:
+        """Back to the state before the first step, in place; :attr:`finished`, which the schedule goes by, stays."""
+        for each in self._parts:
+            for group in each.param_groups:
+                if "step" in group:
+                    group["step"] = 0
+        for tensor in self._state():
+            tensor.zero_()
+
+    def refresh(self) -> None:
+        """Take the model's parameters, which something else has changed, for the master weights."""
+        self.inner.reload_model_params()
+
+    def storage(self) -> list[torch.Tensor]:
+        """The tensors that the optimizer holds besides the model's parameters and gradients."""
+        masters = [param.data for each in self._parts for group in each.param_groups for param in group["params"]]
+        return masters + self._state()
+
+    @property
+    def _parts(self) -> list[Any]:
+        parts = getattr(self.inner, "chained_optimizers", [self.inner])
+        return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
+
+    def _state(self) -> list[torch.Tensor]:
+        entries = [entry for part in self._parts for entry in part.optimizer.state.values()]
+        return [value for entry in entries for value in entry.values() if torch.is_tensor(value)]

@@ -1,0 +1,180 @@
+"""What a model of megatron-core computes of a micro-batch: log-probs and entropy, or values, of its response tokens.
+
+megatron-core's ``GPTModel`` runs the layers. It gets rotary angles by each token's own position, so that packed, padded and shared
+rows need no case of their own, and gives out hidden states, of which only those that predict a response token reach the head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.utils import unwrap_model
+
+from miles_core.errors import UsageError
+from miles_core.training.batch import ModelOutputs
+from miles_core.training.logprobs import token_outputs, token_outputs_from_hidden
+from miles_megatron import value_head
+from miles_megatron.attention import PackedAttention, Packings
+from miles_megatron.context import gathered
+from miles_megatron.parallel import OWNER, context_ranks
+from miles_megatron.rows import Rows
+from miles_megatron.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from miles_core.protocols.backend import OutputRequest
+    from miles_core.training.batch import MicroBatch
+
+
+class Positions(torch.nn.Module):
+    """Rotary angles by the tokens' own positions, in the place of megatron-core's module, which counts along the row.
+
+    Args:
+        counted: that module; its frequencies stay.
+    """
+
+    def __init__(self, counted: Any) -> None:
+        super().__init__()
+        self._counted = [counted]
+        self.position_ids: torch.Tensor | None = None
+
+    def get_rotary_seq_len(self, *_: Any, **__: Any) -> int:
+        """Unused: there are as many angles as tokens."""
+        return 0
+
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        """Angles of the current micro-batch, ``[T, B, 1, D]`` in float32."""
+        assert self.position_ids is not None
+        (counted,) = self._counted
+        frequencies = counted.inv_freq = counted.inv_freq.to(self.position_ids.device)
+        positions = self.position_ids.T.float()
+        if counted.seq_len_interpolation_factor is not None:
+            positions = positions / counted.seq_len_interpolation_factor
+        angles = positions[..., None] * frequencies
+        pairs = (angles, angles)
+        whole = torch.stack(pairs, -1).flatten(-2) if counted.rotary_interleaved else torch.cat(pairs, -1)
+        return whole[:, :, None]
+
+
+class Policy:
+    """This rank's parts of one model, and how micro-batches go through them.
+
+    Args:
+        chunks: ``GPTModel``, one for each virtual pipeline stage of this rank.
+        vocabulary: tokens of the model, without padding.
+        compute: precision of the computation.
+
+    Raises:
+        UsageError: a chunk is of another class (M554).
+    """
+
+    def __init__(self, chunks: Sequence[torch.nn.Module], vocabulary: int, *, compute: torch.dtype) -> None:
+        self.chunks: list[Any] = list(chunks)
+        self.config: Any = self.chunks[0].config
+        self.compute = compute
+        self.context = context_ranks()
+        self._packings = Packings()
+        for chunk in self.chunks:
+            _prepare(chunk, self._packings)
+        tensor = parallel_state.get_tensor_model_parallel_world_size()
+        self._group = parallel_state.get_tensor_model_parallel_group()
+        self._vocabulary: Vocabulary | None = None
+        if tensor > 1:
+            rank = parallel_state.get_tensor_model_parallel_rank()
+            self._vocabulary = Vocabulary(vocabulary, rank * (self.chunks[0].vocab_size // tensor), self._group)
+        self._size = vocabulary
+        self._multiple = (tensor if self.config.sequence_parallel else 1) * (1 if self.context is None else self.context.size)
+
+    @property
+    def current(self) -> int:
+        """Number of the micro-batch that a layer computes or computes anew."""
+        return self._packings.current
+
+    def rows(self, batch: MicroBatch) -> Rows:
+        """This rank's part of a micro-batch."""
+        return Rows.of(batch, multiple=self._multiple, context=self.context, compute=self.compute)
+
+    def begin(self, rows: Sequence[Rows]) -> None:
+        """Start a pass over these micro-batches."""
+        self._packings.clear()
+        self._packings.update((number, each.packing) for number, each in enumerate(rows))
+
+    def stage(self, chunk: torch.nn.Module, rows: Rows, number: int) -> torch.Tensor:
+        """One chunk's output, ``[T, B, H]``, where sequence parallelism leaves this rank its part of T.
+
+        Args:
+            chunk: one of :attr:`chunks`, or what wraps it.
+            number: of the micro-batch, in the pass that :meth:`begin` started.
+        """
+        unwrap_model(chunk).rotary_pos_emb.position_ids = rows.position_ids
+        # Layers pass the mask on, also to what the backward pass recomputes; attention finds the micro-batch's packing by it.
+        return chunk(input_ids=rows.tokens, position_ids=rows.position_ids, attention_mask=torch.tensor(number, device="cpu"))  # type: ignore[no-any-return]
+
+    def outputs(self, hidden: torch.Tensor, rows: Rows, request: OutputRequest, *, entropy_grad: bool) -> ModelOutputs:
+        """Outputs of the whole micro-batch from the last stage's hidden states. Collective among tensor and context ranks."""
+        last = self.chunks[-1]
+        head = value_head.of(last)
+        assert request.values == (head is not None), "values are of a critic, log-probs of a policy"
+        sequence, alone = self.config.sequence_parallel, self._vocabulary is None
+        if sequence:
+            # Where each rank computes a part of the vocabulary, their gradients add up; a value head's are the same on all.
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=head is None, group=self._group
+            )
+        chosen = hidden.transpose(0, 1).flatten(0, 1).index_select(0, rows.logit_index)
+        if head is not None:
+            found = ModelOutputs(values=head(chosen.float())[:, 0])
+        else:
+            if not sequence and not alone:
+                chosen = tensor_parallel.copy_to_tensor_model_parallel_region(chosen, group=self._group)
+            weight = _head_weight(last)
+            if self._vocabulary is None:
+                # Rows behind the vocabulary are padding.
+                weight = weight[: self._size]
+            of_logits = token_outputs if self._vocabulary is None else self._vocabulary.token_outputs
+            found = token_outputs_from_hidden(
+                chosen, lambda part: F.linear(part, weight), rows.targets, request, entropy_grad=entropy_grad, of_logits=of_logits
+            )
+        if rows.share is None or self.context is None:
+            return found
+        parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+        whole = {name: gathered(part, rows.share, self.context) for name, part in parts.items() if part is not None}
+        return ModelOutputs(**whole)
+
+
+def _head_weight(chunk: Any) -> torch.Tensor:
+    """The vocabulary head's, ``[vocabulary, H]``, of this tensor-parallel rank."""
+    if chunk.share_embeddings_and_output_weights:
+        return chunk.shared_embedding_or_output_weight()  # type: ignore[no-any-return]
+    for hook in chunk.output_layer._forward_pre_hooks.values():
+        # What waits for parameters that are still being gathered stands before the module's own forward pass.
+        hook(chunk.output_layer, ())
+    return chunk.output_layer.weight  # type: ignore[no-any-return]
+
+
+def _prepare(chunk: Any, packings: Packings) -> None:
+    if not isinstance(chunk, GPTModel) or chunk.position_embedding_type != "rope":
+        what = f"a chunk of the model is a {type(chunk).__name__}"
+        if isinstance(chunk, GPTModel):
+            what = f"a chunk of the model has {chunk.position_embedding_type} positions"
+        raise UsageError("M554", what, owner=OWNER, fix="return a GPTModel of megatron-core with rotary positions")
+    attentions = [module for module in chunk.modules() if isinstance(module, PackedAttention)]
+    if len(attentions) < len(chunk.decoder.layers):
+        why = "the core attention of a layer is not miles_megatron.attention.PackedAttention"
+        fix = "name it in the layers' spec"
+        raise UsageError("M554", "a chunk of the model cannot compute packed rows", owner=OWNER, why=why, fix=fix)
+    for attention in attentions:
+        attention.packings = packings
+    if not isinstance(chunk.rotary_pos_emb, Positions):
+        chunk.rotary_pos_emb = Positions(chunk.rotary_pos_emb)
+    chunk._postprocess = _hidden_states
+
+
+def _hidden_states(hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+    return hidden_states
