@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 COMPLETIONS = "/v1/chat/completions"
 FRUITLESS = 20
 """Answers in a row that were cut off without a token, after which a call fails."""
+PAUSE, LONGEST_PAUSE = 0.02, 2.0
+"""Seconds between two of them, at first and at most."""
 _SESSION = re.compile(r"/sessions/([^/]+)(/.*)?")
 
 Piece = tuple[str, GenerateResult | None]
@@ -167,8 +169,12 @@ class ChatEndpoint:
         if session is None:
             # A session that nobody else knows and that ends with the call.
             return await self._answer(request, call, answer, Session(SessionSettings()), ask, {})
-        async with session.lock:
+        session.busy += 1
+        try:
             return await self._answer(request, call, answer, session, ask, {"session_id": session.id})
+        finally:
+            session.busy -= 1
+            session.touched = self.store.clock()
 
     async def _answer(
         self, request: web.Request, call: ChatCall, answer: Answer, session: Session, ask: Ask, about: dict[str, Any]
@@ -213,6 +219,9 @@ class ChatEndpoint:
             tries = tries + 1 if len(made.output) == have else 0
             if tries >= FRUITLESS:
                 raise _failure("M405", f"engines cut a reply off {tries} times in a row without making a token")
+            if tries and made.finish is FinishReason.ABORT:
+                # Engines that are getting new weights may say so at once.
+                await asyncio.sleep(min(PAUSE * 2**tries, LONGEST_PAUSE))
         if not made.output:
             raise _failure("M444", "an engine answered without a token")
         content = template.decode(made.output, special=False)

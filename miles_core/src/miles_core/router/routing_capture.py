@@ -8,8 +8,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from miles_core.config import RoutingOptions
-from miles_core.errors import UsageError
 from miles_core.options import Config
 from miles_core.router.exchange import exchange_of
 from miles_core.router.pool import as_version
@@ -126,17 +124,5 @@ _MOST = 0x10FFFF
 
 
 def create(config: Config) -> RoutingCapture:
-    """The middleware of a run.
-
-    Raises:
-        UsageError: the engines note no routes (M352).
-    """
-    if not config.get(RoutingOptions).use_rollout_routing_replay:
-        raise UsageError(
-            "M352",
-            "the middleware routing_capture has nothing to capture",
-            owner="miles-core",
-            why="the engines note no routes",
-            fix="add --use-rollout-routing-replay, or leave routing_capture out of --miles-router-middleware-paths",
-        )
+    """The middleware of a run; validation has found that its engines note routes."""
     return RoutingCapture()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 import uuid
@@ -182,7 +181,7 @@ class Session:
     Attributes:
         last: the turn that ended last.
         exhausted: whether a request was refused since there is no room for a token.
-        lock: of the request that is being answered.
+        busy: requests that are being answered. Several at a time are branches of their own.
     """
 
     settings: SessionSettings
@@ -193,7 +192,7 @@ class Session:
     tokens: int = 0
     exhausted: bool = False
     touched: float = 0.0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    busy: int = 0
 
     def find(self, messages: Sequence[Message], setting: str) -> tuple[Turn | None, int]:
         """The turn that the messages go on from, the deepest and then the newest, and how many of them it and those before it have.
@@ -279,7 +278,7 @@ class SessionStore:
         if self._full():
             now = self.clock()
             for each in list(self.sessions.values()):
-                if not each.lock.locked() and now - each.touched > self.idle:
+                if not each.busy and now - each.touched > self.idle:
                     del self.sessions[each.id]
         if self._full():
             raise FullError(f"{len(self.sessions)} sessions are open; DELETE those that are done")

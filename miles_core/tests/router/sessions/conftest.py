@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,15 +68,28 @@ class Script:
 
     Attributes:
         asked: ids and parameters of every request.
+        before: called in a thread before a request is answered.
+        hang: set when a request began, which then is not answered, and when it was given up.
     """
 
     tokenizer: Any
     lines: list[Said]
     asked: list[tuple[list[int], SamplingParams]] = field(default_factory=list)
+    before: Callable[[], object] | None = None
+    hang: tuple[threading.Event, threading.Event] | None = None
 
     async def __call__(self, ids: list[int], params: SamplingParams, *, routed: bool, stream: bool) -> AsyncGenerator[Piece, None]:
         said = self.lines[len(self.asked)]
         self.asked.append((list(ids), params))
+        if self.before is not None:
+            await asyncio.to_thread(self.before)
+        if self.hang is not None:
+            started, ended = self.hang
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
         text, reason, version = (*(said if isinstance(said, tuple) else (said, FinishReason.STOP)), 3)[:3]
         characters = [self.tokenizer.convert_tokens_to_ids(character) for character in text]
         made = [*characters, self.tokenizer.eos_token_id] if reason is FinishReason.STOP else characters

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from itertools import pairwise
 
 import pytest
@@ -221,6 +225,35 @@ def test_routes_are_kept_for_all_tokens(serve) -> None:
     record = check(client, session)
     tokens = len(record["prompt_ids"]) + len(record["response_ids"])
     assert len(record["routed_experts"]) * 3 // 4 // 4 == pytest.approx(tokens - 1, abs=1)
+
+
+def test_requests_of_a_session_run_at_the_same_time(serve) -> None:
+    client = serve("one", "two", "three")
+    session, gate = client.session(), threading.Barrier(2, timeout=20)
+    client.engine.before = gate.wait
+    others = [{"role": "user", "content": "another"}]
+    with ThreadPoolExecutor(2) as threads:
+        # Each is asked before the other is answered.
+        answers = list(threads.map(lambda messages: client.chat(session, messages), ([USER], others)))
+    client.engine.before = None
+    client.chat(session, [USER, assistant(answers[0]), USER])
+    records = [check(client, session, branch=i) for i in range(2)]
+    assert sorted(record["turns"] for record in records) == [1, 2]
+    assert check(client, session)["turns"] == 2
+
+
+def test_a_turn_whose_client_went_away_is_not_kept(serve) -> None:
+    client = serve("one", "two")
+    session, started, ended = client.session(), threading.Event(), threading.Event()
+    client.engine.hang = (started, ended)
+    connection = HTTPConnection(client.url.removeprefix("http://"), timeout=20)
+    connection.request("POST", f"/sessions/{session}/v1/chat/completions", json.dumps({"messages": [USER]}))
+    assert started.wait(20)
+    connection.close()
+    assert ended.wait(20)
+    client.engine.hang = None
+    assert client.call("GET", f"/sessions/{session}")["turns"] == 0
+    assert assistant(client.chat(session, [USER]))["content"] == "two"
 
 
 def test_a_record_is_a_trajectory(serve) -> None:

@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from miles_core.config import RoutingOptions
-from miles_core.errors import UsageError
-from miles_core.options import Config
 from miles_core.router.radix import RadixTree
-from miles_core.router.routing_capture import RoutingCapture, create
+from miles_core.router.routing_capture import RoutingCapture
 from miles_core.router.text_cache import TextCache
 
 
@@ -140,9 +137,3 @@ def test_captured_routes_are_bounded_and_checked() -> None:
         small.keep(list(range(start, start + 500)), answer_of([1])["meta_info"], routes(500))
     assert small.tree is not None
     assert 2000 < small.tree.tokens <= (1 << 20) // 304
-
-
-def test_a_run_whose_engines_note_no_routes() -> None:
-    with pytest.raises(UsageError, match="M352"):
-        create(Config.of(RoutingOptions()))
-    assert create(Config.of(RoutingOptions(use_rollout_routing_replay=True))).tree is None

@@ -37,8 +37,8 @@ AGENTS: dict[str, Explanation] = {
         ),
         remedy="Add `--use-rollout-routing-replay`, or leave the middleware out.",
         example=(
-            "M352 miles-core: the middleware routing_capture has nothing to capture: the engines note no routes. Do: add "
-            "--use-rollout-routing-replay, or leave routing_capture out of --miles-router-middleware-paths"
+            "M352 miles-core 0.1.0: --miles-router-middleware-paths routing_capture (argument 9) has nothing to capture: the "
+            "engines note no routes. Do: add --use-rollout-routing-replay, or leave routing_capture out"
         ),
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from miles_core.config import DebugOptions, RouterOptions
+from miles_core.config import DebugOptions, RouterOptions, RoutingOptions
 from miles_core.options.value import Source
 from miles_core.plugins.refs import PluginRef
 from miles_core.runtime.checks.report import Report
@@ -18,6 +18,8 @@ COMPANIONS = (
     "miles_router_policy",
 )
 """Options of core's router that do not ask for it."""
+CAPTURE = "routing_capture"
+"""The middleware that keeps routes."""
 CALLS_FOR = ("use_miles_router", "miles_router_middleware_paths")
 
 
@@ -41,6 +43,11 @@ def check_router(report: Report, placement: PlacementPlan | None) -> None:
     elif key.value is not None and not _fits_header(key.value):
         fix = "give printable ASCII characters without spaces"
         report.error("M248", "the API key in MILES_MILES_ROUTER_API_KEY cannot be used", why="a header cannot carry it", fix=fix)
+    captures = not {CAPTURE, f"miles-core:{CAPTURE}"}.isdisjoint(options.miles_router_middleware_paths)
+    if captures and not report.peek(RoutingOptions).use_rollout_routing_replay:
+        fix = f"add --use-rollout-routing-replay, or leave {CAPTURE} out"
+        said = report.said(RouterOptions, "miles_router_middleware_paths")
+        report.error("M352", f"{said} has nothing to capture", why="the engines note no routes", fix=fix)
     if placement is not None:
         _relevance(report, placement)
 
