@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shutil
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -18,6 +21,7 @@ from miles_core.router.routing_capture import RoutingCapture
 from miles_core.router.text_cache import TextCache
 from miles_core.serving import ServerThread
 
+PAGE = Path(__file__).parents[3] / "docs" / "agents.md"
 SAMPLED = {"temperature": 1.0, "max_new_tokens": 6, "ignore_eos": True}
 
 
@@ -34,7 +38,7 @@ class Spy:
         return await call_next(request)
 
 
-Call = Callable[[str, dict[str, Any]], Any]
+Call = Callable[[str, dict[str, Any] | None], Any]
 
 
 @pytest.fixture
@@ -42,12 +46,13 @@ def router() -> Iterator[Callable[..., Call]]:
     """Starts a router before an engine; gives its calls."""
     servers = []
 
-    def start(url: str, middlewares: Sequence[Any]) -> Call:
-        servers.append(ServerThread(router_app(RouterSettings(), [url], middlewares)))
+    def start(url: str, middlewares: Sequence[Any], **settings: Any) -> Call:
+        servers.append(ServerThread(router_app(RouterSettings(**settings), [url], middlewares)))
         base = servers[-1].start()
 
-        def call(path: str, body: dict[str, Any]) -> Any:
-            with urlopen(Request(base + path, json.dumps(body).encode()), timeout=30) as answer:
+        def call(path: str, body: dict[str, Any] | None) -> Any:
+            data = None if body is None else json.dumps(body).encode()
+            with urlopen(Request(base + path, data), timeout=30) as answer:
                 found = answer.read()
             if found.startswith(b"data:"):
                 return [json.loads(event[5:]) for event in found.split(b"\n\n")[:-2]]
@@ -108,10 +113,7 @@ def test_routes_are_kept_for_texts(serve, checkpoint, router, stream: bool, want
     assert found["tokens"] == tokens
     assert found["routed_tokens"] == len(tokens) - 1
     # The engine itself, asked for the same tokens and one more, says the same routes.
-    params = {"temperature": 0.0, "max_new_tokens": 1}
-    ask = {"input_ids": tokens, "sampling_params": params, "return_logprob": True, "return_routed_experts": True}
-    with urlopen(Request(served.url + "/generate", json.dumps(ask).encode()), timeout=30) as response:
-        exact = routes_of(json.load(response)["meta_info"]["routed_experts"])
+    exact = exact_routes(served.url, tokens)
     assert exact.shape == (len(tokens), 2, 2)
     assert (routes_of(found["routed_experts"]) == exact[:-1]).all()
     # By tokens too, and for what is known of them.
@@ -120,6 +122,46 @@ def test_routes_are_kept_for_texts(serve, checkpoint, router, stream: bool, want
     assert call("/retrieve_routed_experts", {"input_ids": [63]}) == {"routed_experts": None, "routed_tokens": 0}
     if wanted and not stream:
         assert answer["meta_info"]["routed_experts"] == found["routed_experts"]
+
+
+def test_a_session_keeps_the_routes_of_all_its_turns(serve, checkpoint, router, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint("qwen3_moe"), model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] | upper + m.content + '<|end|>' }}{% endfor %}"
+    tokenizer.save_pretrained(model)
+    served = serve("qwen3_moe", routes=True)
+    call = router(served.url, [], checkpoint=model)
+    session = call("/sessions", {"routed_experts": True})["session_id"]
+    messages = [{"role": "user", "content": "HELLO"}]
+    for seed in range(2):
+        answer = call(f"/sessions/{session}/v1/chat/completions", {"messages": messages, "max_tokens": 6, "seed": seed})
+        messages += [answer["choices"][0]["message"], {"role": "user", "content": "ON"}]
+    record = call(f"/sessions/{session}", None)
+    tokens = record["prompt_ids"] + record["response_ids"]
+    assert record["turns"] == 2
+    assert (routes_of(record["routed_experts"]) == exact_routes(served.url, tokens)[:-1]).all()
+
+
+def test_the_example_of_the_page(serve, checkpoint, router) -> None:
+    found = re.search(
+        r"```python\n(from miles_core.router import exchange_of\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert found is not None
+    made: dict[str, Any] = {}
+    exec(found[1], made)
+    call = router(serve().url, [made["shorter"]])
+    params = {"max_new_tokens": 110, "ignore_eos": True}
+    answer = call("/generate", {"input_ids": [5, 6], "sampling_params": params, "return_logprob": True})
+    assert answer["meta_info"]["completion_tokens"] == 100
+
+
+def exact_routes(url: str, tokens: list[int]) -> np.ndarray:
+    """What the engine itself says of these tokens, asked for one more."""
+    params = {"temperature": 0.0, "max_new_tokens": 1}
+    body = {"input_ids": tokens, "sampling_params": params, "return_logprob": True, "return_routed_experts": True}
+    with urlopen(Request(url + "/generate", json.dumps(body).encode()), timeout=30) as response:
+        return routes_of(json.load(response)["meta_info"]["routed_experts"])
 
 
 def routes_of(text: str) -> np.ndarray:

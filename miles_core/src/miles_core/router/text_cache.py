@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ class TextCache:
         self._tokenizer = tokenizer
         self.tree = tree or RadixTree()
         self._texts: dict[tuple[int, ...], str] = {}
+        self._asked = False
+        self._noted: deque[tuple[Sequence[int], Sequence[Sequence[Any]], int]] = deque()
+        self._waiting = 0
         self._anchor: tuple[int, ...] = tuple(tokenizer.encode("a", add_special_tokens=False)[-1:])
 
     async def __call__(
@@ -68,7 +72,7 @@ class TextCache:
 
         def remember(index: int, answer: dict[str, Any]) -> None:
             try:
-                self.remember(prompts[index], answer)
+                self.note(prompts[index], answer)
             except (KeyError, TypeError, ValueError, IndexError):
                 log.exception("an answer cannot be remembered")
 
@@ -77,6 +81,9 @@ class TextCache:
 
     def tokens(self, text: str) -> tuple[list[int], list[float], list[int], list[int]]:
         """Ids, log-probs, mask and versions of a text."""
+        self._asked = True
+        while self._noted:
+            self.remember(*self._noted.popleft())
         trace = self.tree.find(text)
         rest = text[trace.length :]
         more = self._tokenizer.encode(rest, add_special_tokens=False) if rest else []
@@ -88,11 +95,27 @@ class TextCache:
             [*trace.versions, *[-1] * none],
         )
 
-    def remember(self, prompt: Sequence[int], answer: dict[str, Any]) -> None:
-        """Put a prompt and its response into the tree."""
+    def note(self, prompt: Sequence[int], answer: dict[str, Any]) -> None:
+        """Remember a prompt and its response; as they are, for as long as nobody has come with a text: many runs have only ids."""
         meta = answer["meta_info"]
         pairs = meta.get("output_token_logprobs") or []
         version = as_version(meta.get("weight_version")) or 0
+        if self._asked:
+            self.remember(prompt, pairs, version)
+            return
+        self._noted.append((prompt, pairs, version))
+        self._waiting += len(prompt) + len(pairs)
+        while self._waiting > self.tree.limit:
+            first, second, _ = self._noted.popleft()
+            self._waiting -= len(first) + len(second)
+
+    def remember(self, prompt: Sequence[int], pairs: Sequence[Sequence[Any]], version: int) -> None:
+        """Put a prompt and its response into the tree.
+
+        Args:
+            pairs: log-prob and id of every token of the response, as engines tell them.
+            version: of the weights that made it.
+        """
         ids = [*prompt, *(pair[1] for pair in pairs)]
         log_probs = [*[0.0] * len(prompt), *(pair[0] for pair in pairs)]
         units, at = [], 0

@@ -44,10 +44,15 @@ def answer_of(output: Sequence[int], version: int = 3, **further: Any) -> dict[s
     return {"meta_info": {"weight_version": str(version), "output_token_logprobs": pairs, **further}}
 
 
+def remember(cache: TextCache, prompt: list[int], answer: dict[str, Any]) -> None:
+    cache.note(prompt, answer)
+    cache.tokens("")
+
+
 def check(kind: str, prompt: list[int], output: list[int]) -> None:
     tokenizer = TOKENIZERS[kind]
     cache = TextCache(tokenizer)
-    cache.remember(prompt, answer_of(output))
+    remember(cache, prompt, answer_of(output))
     text = tokenizer.decode([*prompt, *output], clean_up_tokenization_spaces=False)
     trace = cache.tree.find(text)
     # Whatever is found is a beginning of what was there, with what belongs to it.
@@ -84,11 +89,25 @@ def test_any_tokens_at_all(prompt: list[int], output: list[int]) -> None:
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=8), st.lists(st.integers(1, 6), min_size=1, max_size=8))
 def test_tokens_whose_text_depends_on_their_place(prompt: list[int], output: list[int]) -> None:
     cache = TextCache(TOKENIZERS["spaces"])
-    cache.remember(prompt, answer_of(output))
+    remember(cache, prompt, answer_of(output))
     text = TOKENIZERS["spaces"].decode([*prompt, *output], clean_up_tokenization_spaces=False)
     trace = cache.tree.find(text)
     assert list(trace.ids) == [*prompt, *output][: len(trace.ids)]
     assert trace.length == len(text) or text[trace.length :].strip() == ""
+
+
+def test_without_a_text_answers_wait_and_are_bounded() -> None:
+    tokenizer = TOKENIZERS["bytes"]
+    cache = TextCache(tokenizer, RadixTree(20))
+    for letter in "abcdefgh":
+        cache.note(tokenizer.encode(letter * 3), answer_of(tokenizer.encode(letter)))
+    # Nobody came with a text so far: nothing was decoded, and no more is kept than the tree holds.
+    assert (cache.tree.tokens, cache._waiting) == (0, 20)
+    ids, _, mask, _ = cache.tokens("hhhh")
+    assert (ids, mask) == (tokenizer.encode("hhhh"), [0, 0, 0, 1])
+    cache.note(tokenizer.encode("zz"), answer_of(tokenizer.encode("z"), 4))
+    assert cache.tokens("zzz")[3] == [4, 4, 4]
+    assert not cache._noted
 
 
 def test_what_was_tokenised_in_another_way_is_not_mistaken() -> None:
@@ -96,7 +115,7 @@ def test_what_was_tokenised_in_another_way_is_not_mistaken() -> None:
     cache = TextCache(tokenizer)
     apart = [tokenizer.convert_tokens_to_ids(letter) for letter in "he"]
     assert tokenizer.encode("he") != apart
-    cache.remember(tokenizer.encode("a"), answer_of(apart))
+    remember(cache, tokenizer.encode("a"), answer_of(apart))
     ids, log_probs, mask, versions = cache.tokens("ahehe")
     assert ids == [*tokenizer.encode("a"), *apart, *tokenizer.encode("he")]
     assert (log_probs, mask, versions) == ([0.0, -1.0, -2.0, 0.0], [0, 1, 1, 0], [3, 3, 3, -1])
@@ -106,7 +125,7 @@ def test_new_weights_drop_what_is_too_old() -> None:
     cache = TextCache(TOKENIZERS["bytes"], RadixTree(lag=2))
     prompt = TOKENIZERS["bytes"].encode("h")
     for version in range(1, 5):
-        cache.remember([*prompt, version], answer_of([version], version))
+        remember(cache, [*prompt, version], answer_of([version], version))
     assert [bool(cache.tree.find("h" + TOKENIZERS["bytes"].decode([version])).length > 1) for version in range(1, 5)] == [
         False,
         False,
@@ -114,7 +133,7 @@ def test_new_weights_drop_what_is_too_old() -> None:
         True,
     ]
     # Versions come as text, and one that is none does no harm.
-    cache.remember(prompt, {"meta_info": {"weight_version": "default", "output_token_logprobs": []}})
+    cache.note(prompt, {"meta_info": {"weight_version": "default", "output_token_logprobs": []}})
 
 
 def routes(count: int, first: int = 0) -> str:
