@@ -135,7 +135,7 @@ def test_gsm8k_is_scanned_quickly(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.perf_counter()
     planned = cli.plan(cli.but(f"--prompt-data {folder}/gsm8k/train.jsonl", "--input-key question", "--label-key answer"))
     assert planned.prompt_rows == 7473
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 15
 
 
 def evaluation(cli, *words: object, **changes: str) -> list[str]:

@@ -92,10 +92,10 @@ def canned():
     """Servers that answer every call with given bytes."""
     servers = []
 
-    def start(body: bytes) -> str:
+    def start(body: bytes, status: int = 200) -> str:
         async def answer(request: web.Request) -> web.Response:
             await request.read()
-            return web.Response(body=body)
+            return web.Response(body=body, status=status)
 
         app = web.Application()
         app.router.add_post("/generate", answer)
@@ -123,6 +123,13 @@ def test_cumulative_chunks_of_sglang(canned):
     results = generate([canned(body)], requests([[1], [2]]))
     assert (results["r0"].output_ids, results["r0"].finish_reason) == ((4, 6, 8), FinishReason.LENGTH)
     assert (results["r1"].log_probs, results["r1"].weight_version) == ((-1.25, -1.75), 2)
+
+
+def test_a_request_that_sglang_aborted_before_its_first_token(canned):
+    """It answers 499 then, and an aborted response otherwise."""
+    url = canned(b'{"error": {"message": "Request r0 was aborted"}}', status=499)
+    (result,) = generate([url], requests([[1, 2]]), batch_stream=False).values()
+    assert (result.rid, result.output_ids, result.log_probs, result.finish_reason) == ("r0", (), (), FinishReason.ABORT)
 
 
 @pytest.mark.parametrize(

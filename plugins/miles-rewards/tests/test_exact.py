@@ -49,4 +49,4 @@ def test_stripping_takes_linear_time() -> None:
     for text in (" " * 300_000 + "x" + " " * 300_000, "<|" * 100_000, "<s>" * 10_000, "x" + "<|a|>" * 5_000 + "y"):
         began = time.perf_counter()
         strip(text)
-        assert time.perf_counter() - began < 5
+        assert time.perf_counter() - began < 15

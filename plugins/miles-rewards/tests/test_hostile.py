@@ -72,7 +72,7 @@ def test_no_response_takes_long_to_read(name: str, grade: Callable[..., list[Sco
         for label in ("B", "42"):
             began = time.perf_counter()
             (score,) = grade(reward, [Sample(response=NOISE[name], label=label, status=Status.COMPLETED)])
-            assert time.perf_counter() - began < 3, reward
+            assert time.perf_counter() - began < 15, reward
             assert isinstance(score, Scored | Invalid), (reward, score)
 
 
@@ -103,7 +103,7 @@ def test_answers_that_cannot_be_worked_out_are_failures(
     assert isinstance(first, Invalid), first
     assert isinstance(second, Invalid), second
     assert isinstance(last, Scored)
-    assert time.perf_counter() - began < 3
+    assert time.perf_counter() - began < 15
 
 
 @pytest.mark.slow

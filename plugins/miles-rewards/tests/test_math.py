@@ -393,7 +393,7 @@ def test_no_text_takes_long_to_read(unit: str) -> None:
         began = time.perf_counter()
         grade_cheaply(f"\\boxed{{{text}}}", "\\sqrt{7}")
         grade_cheaply("\\boxed{\\sqrt{7}}", text)
-        assert time.perf_counter() - began < 2
+        assert time.perf_counter() - began < 15
 
 
 @given(st.integers(-(10**12), 10**12))

@@ -11,13 +11,15 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from miles_core.errors import RunError
-from miles_core.samples import GenerateRequest, GenerateResult
+from miles_core.samples import FinishReason, GenerateRequest, GenerateResult
 from miles_core.serving import wire
 
 if TYPE_CHECKING:
     import aiohttp
 
 OWNER = "miles-core"
+ABORTED = 499
+"""Status of SGLang's answer to a request that was aborted before it had a token."""
 MOST_CALLS = 512
 """Calls in flight per engine that takes one request a call."""
 RETRY_SECONDS = 60.0
@@ -146,9 +148,14 @@ class EngineClient:
         async def one(request: GenerateRequest) -> None:
             async with limit:
                 body = wire.encode_call([request], batched=False, stream=False)
-                data = await self._raw_post(url, "/generate", body)
-            with _collector_paused():
-                result = _result(url, _load(url, data), request.rid, final=True)
+                status, data = await self._exchange(url, "/generate", body)
+            if status == ABORTED:
+                result = GenerateResult(request.rid, (), (), FinishReason.ABORT, 0, "", len(request.input_ids))
+            elif status != 200:
+                raise _engine_error(url, status, data.decode(errors="replace"))
+            else:
+                with _collector_paused():
+                    result = _result(url, _load(url, data), request.rid, final=True)
             queue.put_nowait([result])
 
         async with asyncio.TaskGroup() as group:
@@ -187,17 +194,17 @@ class EngineClient:
             raise RunError("M444", what, owner=OWNER, fix="see the engine's log", url=url)
 
     async def _post(self, url: str, path: str, document: dict[str, Any]) -> bytes:
-        return await self._raw_post(url, path, wire.dumps(document))
+        status, data = await self._exchange(url, path, wire.dumps(document))
+        if status != 200:
+            raise _engine_error(url, status, data.decode(errors="replace"))
+        return data
 
-    async def _raw_post(self, url: str, path: str, body: bytes) -> bytes:
+    async def _exchange(self, url: str, path: str, body: bytes) -> tuple[int, bytes]:
         import aiohttp
 
         try:
             async with self._posted(url, path, body) as response:
-                data = await response.read()
-                if response.status != 200:
-                    raise _engine_error(url, response.status, data.decode(errors="replace"))
-                return data
+                return response.status, await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise _failure(url, error, self.timeout) from error
 
