@@ -95,6 +95,7 @@ PLUGIN = '''
             EngineRecord("toy", "toy.work:make", options=EngineOptions, capabilities=BOTH),
             EngineRecord("routed", "toy.work:make", capabilities=BOTH | {"routed_experts"}),
             EngineRecord("exact", "toy.work:make", capabilities=BOTH | {"true_on_policy"}),
+            EngineRecord("attaching", "toy.work:make", capabilities=frozenset({"cuda", "external"})),
         ]
     @hookimpl
     def miles_advantage():
@@ -142,7 +143,7 @@ PLUGIN = '''
 '''
 NAMES = {
     "backend": ["toy", "gpu-only", "thief", "routed", "exact"],
-    "engine": ["toy", "routed", "exact"],
+    "engine": ["toy", "routed", "exact", "attaching"],
     "advantage": ["mean", "other", "valued", "distil", "penalty"],
     "loss": ["clip", "imitate", "regress"],
     "reward": ["exact"],

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from aiohttp import web
 
 ALLOWED = ("builtins.", "collections.", "copyreg.", "functools.", "torch.", "multiprocessing.reduction.", "types.")
@@ -31,6 +32,11 @@ def parse(words: list[str]) -> dict[str, Any]:
     known = {flag: each for each in json.loads(ARGUMENTS.read_text())["arguments"] for flag in each["flags"]}
     found: dict[str, Any] = {}
     field = ""
+    if "--config" in words:
+        place = words.index("--config")
+        for key, value in yaml.safe_load(Path(words[place + 1]).read_text()).items():
+            found[known[f"--{key}"]["field"]] = value
+        words = words[:place] + words[place + 2 :]
     for word in words:
         flag, equals, value = word.partition("=")
         if word.startswith("--"):
@@ -140,6 +146,15 @@ class Server:
             reductions.rebuild_cuda_tensor = rebuild
             self._model = Model(Path(self.arguments["model_path"]))
         return self._model
+
+    @web.middleware
+    async def authorised(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        key = self.arguments.get("api_key")
+        shown = request.headers.get("Authorization")
+        if key and not request.path.startswith("/health") and shown != f"Bearer {key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        answer: web.StreamResponse = await handler(request)
+        return answer
 
     async def health(self, request: web.Request) -> web.Response:
         ready = time.monotonic() - self.born > float(os.environ.get("FAKE_START_SECONDS", "0"))
@@ -309,7 +324,7 @@ def main() -> None:
     if os.environ.get("FAKE_FAIL"):
         raise RuntimeError(os.environ["FAKE_FAIL"])
     server = Server(arguments)
-    app = web.Application(client_max_size=1 << 28)
+    app = web.Application(client_max_size=1 << 28, middlewares=[server.authorised])
     app.router.add_get("/health", server.health)
     app.router.add_get("/health_generate", server.health)
     app.router.add_get("/server_info", server.server_info)

@@ -11,11 +11,14 @@ import numpy as np
 import psutil
 import pytest
 
-from miles_core.config import ClusterOptions
+from miles_core.config import ClusterOptions, RoutingOptions
 from miles_core.errors import MilesError
+from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
 from miles_core.samples import FinishReason
 from miles_sglang.arguments import installed_source
+from miles_sglang.engine import SGLangEngine
+from miles_sglang.options import SGLangOptions
 
 
 def test_a_server_is_launched_with_what_the_run_says(serve, checkpoint):
@@ -204,3 +207,27 @@ def test_further_nodes_of_an_engine_return_at_once(serve, monkeypatch):
 def test_an_engine_without_sglang_says_how_to_get_it(serve):
     with pytest.raises(MilesError, match=r"M517.*miles-sglang\[server\].*--sglang-launcher"):
         serve(own={"launcher": ""})
+
+
+def test_an_engine_attaches_to_a_server_that_runs_already_and_leaves_it_serving(served, request_of, checkpoint):
+    def attached(**groups):
+        engine = type(served.engine)(Config.of(SGLangOptions(launch_timeout=5.0), *groups.values()))
+        return engine, engine.start(EngineLaunch(rank=0, model=checkpoint, url=served.url))
+
+    engine, url = attached()
+    assert url == served.url
+    engine.health(5.0)
+    engine.pause()
+    engine.stop()
+    assert served.ask(request_of("a"))["a"].finish_reason is FinishReason.LENGTH
+    with pytest.raises(MilesError, match=r"M520.*it has 1 GPUs.*--rollout-num-gpus-per-engine 1"):
+        attached(cluster=ClusterOptions(rollout_num_gpus_per_engine=4))
+    with pytest.raises(MilesError, match=r"M514.*does not answer /server_info"):
+        engine.start(EngineLaunch(rank=0, model=checkpoint, url="http://127.0.0.1:9"))
+
+
+def test_an_external_server_that_tells_no_routes(serve, checkpoint):
+    url = serve().url
+    engine = SGLangEngine(Config.of(RoutingOptions(use_rollout_routing_replay=True)))
+    with pytest.raises(MilesError, match=r"M520.*--enable-return-routed-experts"):
+        engine.start(EngineLaunch(rank=0, model=checkpoint, url=url))

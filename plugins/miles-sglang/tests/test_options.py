@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from miles_core.config import ClusterOptions, RouterOptions
 from miles_core.options import Config
 from miles_core.options.option import options_of
 from miles_core.options.parse import parse_arguments, split_arguments
@@ -173,6 +174,27 @@ def test_values_that_cannot_work(server, own, said):
     assert [error for error in errors if said in error]
 
 
+@pytest.mark.parametrize(
+    ("prefill", "groups", "said"),
+    [
+        (2, [ClusterOptions(rollout_num_gpus=2)], "M523 miles-sglang: --prefill-num-servers 2 is out of range: 2 engines"),
+        (0, [ClusterOptions(rollout_num_gpus=2)], "--prefill-num-servers 0 is out of range"),
+        (1, [RouterOptions(use_miles_router=True)], "does not go with --use-miles-router"),
+        (1, [RouterOptions(miles_router_middleware_paths=["a.b"])], "does not go with --miles-router-middleware-paths"),
+        (1, [ClusterOptions(rollout_external=True)], "does not go with --rollout-external"),
+        (1, [ClusterOptions(rollout_num_gpus=4, rollout_num_gpus_per_engine=2)], ""),
+        (
+            None,
+            [ClusterOptions(rollout_num_gpus_per_engine=16)],
+            "--rollout-num-gpus-per-engine 16 is more than",
+        ),
+    ],
+)
+def test_roles_and_sizes_of_engines(prefill, groups, said):
+    errors, _ = configured(Config.of(SGLangOptions(prefill_num_servers=prefill), *groups))
+    assert [error for error in errors if said in error] if said else errors == []
+
+
 def test_good_values_pass():
     server = ServerOptions(context_length="8Ki", mem_fraction_static=0.4, attention_backend="triton", dllm_fdfo=False)
     assert configured(Config.of(server))[0] == []
@@ -210,7 +232,8 @@ def test_the_environment_of_a_server(tmp_path):
     # What the user's environment says stays.
     assert found["SGLANG_JIT_DEEPGEMM_PRECOMPILE"] == "true"
     assert found["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "false"
-    assert found["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] == "true"
+    # Graphs that can be released need a library loaded before the server's start, which is the user's to arrange.
+    assert "SGLANG_MEMORY_SAVER_CUDA_GRAPH" not in found
     assert found["SGLANG_MILES_REPORT"] == str(tmp_path / "report")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from miles_core.options import option
 
@@ -42,5 +43,19 @@ class ClusterOptions:
         None,
         flag="--rollout-engine-port",
         help="Port of the first engine's HTTP server; the others take the ports that follow. Free ports when not given.",
+    )
+    rollout_external: bool = option(
+        False,
+        flag="--rollout-external",
+        help="Generate on servers that run already, at --rollout-external-engine-addrs; the run starts and ends none.",
+    )
+    rollout_external_engine_addrs: list[str] | None = option(
+        None,
+        flag="--rollout-external-engine-addrs",
+        metavar="HOST:PORT",
+        help="Their addresses, HOST:PORT or [IPV6]:PORT, one for each engine.",
+    )
+    train_env_vars: dict[str, Any] = option(
+        {}, flag="--train-env-vars", help="JSON object of environment variables for the processes that train, actor and critic."
     )
     ray_address: str | None = option(None, flag="--ray-address", help="Ray cluster to join; a local one is started when not given.")

@@ -23,6 +23,7 @@ class EngineLaunch:
         memory_saver: whether :meth:`RolloutEngine.release_memory` will be used.
         log_dir: where to write logs.
         api_key: what callers of its HTTP surface have to show as a bearer token; None for none.
+        url: of a server that somebody else has started: the engine attaches to it, and leaves it running. Empty for one to start.
     """
 
     rank: int
@@ -36,6 +37,7 @@ class EngineLaunch:
     memory_saver: bool = False
     log_dir: Path | None = None
     api_key: str | None = field(default=None, repr=False)
+    url: str = ""
 
 
 @dataclass(frozen=True)

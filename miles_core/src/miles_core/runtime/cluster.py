@@ -37,7 +37,7 @@ class Cluster:
 
     Attributes:
         local: whether this run started it, and so ends it.
-        group: the placement group with one bundle per device.
+        group: the placement group with one bundle per device; None where the run takes none.
         deaths: watches the reaper and, of a local cluster, Ray's own processes.
     """
 
@@ -130,6 +130,8 @@ def connect(plan: PlacementPlan, address: str | None, reaper: Reaper) -> Cluster
         ) from error
     cluster = Cluster(local, None, reaper)
     cluster.adopt()
+    if plan.devices == 0:
+        return cluster
     try:
         cluster.group = _reserve(ray, plan, bundle)
     except RunError:

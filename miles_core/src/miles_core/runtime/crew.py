@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from miles_core.accelerator.vendors import vendor
-from miles_core.config import LoopOptions, TrainingOptions
+from miles_core.config import ClusterOptions, LoopOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch, RouterLaunch
 from miles_core.runtime.cluster import Cluster
@@ -129,12 +129,14 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     supervisor = Supervisor(cluster, run_dir)
     crew = Crew(plan, supervisor)
     placement = plan.placement
-    slots = _slots(cluster, placement)
+    slots, devices = _slots(cluster, placement)
     at_once = placement.trainers if placement.colocate else placement.trainers + placement.critics
     taking_turns = config.get(LoopOptions).loop == "sync"
     beside = 0 if taking_turns else placement.engines
     trainer_env = _environment(placement, at_once + beside)
     critic_env = _environment(placement, max(placement.critics, 0 if placement.colocate else at_once, 1) + beside)
+    further = {name: str(value) for name, value in config.get(ClusterOptions).train_env_vars.items()}
+    trainer_env, critic_env = {**trainer_env, **further}, {**critic_env, **further}
     engine_env = _environment(placement, max(placement.engines, 1) + (0 if taking_turns else at_once))
 
     for rank in range(placement.trainers):
@@ -151,9 +153,13 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     first = 0 if placement.colocate else placement.trainers + placement.critics
     for rank in range(placement.engines):
         assert plan.plugins.engine is not None
-        identity = ProcessIdentity("engine", rank, run_dir, engine_env)
-        slot = slots[first + rank * placement.devices_per_engine]
-        actor = _on(EngineProcess, placement, slot, ENGINE_SHARE).remote(identity, config, plan.plugins.engine)
+        if placement.external:
+            identity = ProcessIdentity("engine", rank, run_dir, {**engine_env, **vendor().hidden()})
+            process = ray.remote(concurrency_groups=GROUPS)(EngineProcess).options(num_cpus=0)
+        else:
+            identity = ProcessIdentity("engine", rank, run_dir, engine_env)
+            process = _on(EngineProcess, placement, slots[first + rank * placement.devices_per_engine], ENGINE_SHARE)
+        actor = process.remote(identity, config, plan.plugins.engine)
         crew.engines.append(actor)
         supervisor.watch(identity, actor)
     beside_devices = {**vendor().hidden(), "OMP_NUM_THREADS": "1"}
@@ -180,6 +186,8 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
                 host=host_address() if spans_nodes else "127.0.0.1",
                 port=0 if placement.engine_port is None else placement.engine_port + rank,
                 log_dir=run_dir / "logs",
+                devices=_span(devices[first:], rank, placement.devices_per_engine),
+                url=placement.external[rank] if placement.external else "",
             )
         )
         for rank, engine in enumerate(crew.engines)
@@ -224,14 +232,19 @@ def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
     return env
 
 
-def _slots(cluster: Cluster, placement: PlacementPlan) -> list[PlacementGroupSchedulingStrategy]:
-    """One scheduling slot per device, ordered by node and device id, so that neighbours share a node."""
+def _span(devices: Sequence[int], rank: int, count: int) -> tuple[int, ...]:
+    """Ids of the devices of an engine that has several; none for one, whose process is given it."""
+    return tuple(devices[rank * count : (rank + 1) * count]) if count > 1 else ()
+
+
+def _slots(cluster: Cluster, placement: PlacementPlan) -> tuple[list[PlacementGroupSchedulingStrategy], list[int]]:
+    """One scheduling slot per device and its number, ordered by node and number, so that neighbours share a node."""
     slots = [
         PlacementGroupSchedulingStrategy(cluster.group, placement_group_bundle_index=i, placement_group_capture_child_tasks=True)
         for i in range(placement.devices)
     ]
     if len(ray.nodes()) == 1 and placement.device == "cpu":
-        return slots
+        return slots, []
 
     def where() -> tuple[list[int], list[str]]:
         address = ray.util.get_node_ip_address()
@@ -241,4 +254,4 @@ def _slots(cluster: Cluster, placement: PlacementPlan) -> list[PlacementGroupSch
     probes = [ray.remote(where).options(num_cpus=0.1, scheduling_strategy=slot, **share).remote() for slot in slots]
     places = ray.get(probes, timeout=120)
     order = sorted(range(len(slots)), key=lambda i: (places[i][0], [int(g) for g in places[i][1]]))
-    return [slots[i] for i in order]
+    return [slots[i] for i in order], [int(places[i][1][0]) for i in order if places[i][1]]

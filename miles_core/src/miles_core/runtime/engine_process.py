@@ -30,7 +30,7 @@ class EngineProcess(Watched):
 
         self._engine: Any = create(self._ref, self.config)
         key = self.config.get(RouterOptions).miles_router_api_key
-        return str(self._engine.start(dataclasses.replace(launch, devices=visible_ids(), api_key=key)))
+        return str(self._engine.start(dataclasses.replace(launch, devices=launch.devices or visible_ids(), api_key=key)))
 
     @recorded
     def call(self, method: str, *args: Any) -> Any:

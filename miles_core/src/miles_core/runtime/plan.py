@@ -76,6 +76,7 @@ class PlacementPlan:
         colocate: engines use the trainers' devices, in turn.
         offload_train, offload_rollout: whether each side frees the device for the other.
         communication: ``gloo`` or ``nccl``.
+        external: addresses of engines that run already, which take no devices of the run; empty for engines of its own.
         critics: ranks that train the critic, one per device: the trainers' devices when colocated, else their own.
         engine_port: port of the first engine, the others take those that follow; None for free ones.
     """
@@ -90,11 +91,12 @@ class PlacementPlan:
     communication: str
     engine_port: int | None = None
     critics: int = 0
+    external: tuple[str, ...] = ()
 
     @property
     def devices(self) -> int:
         """Devices that the run takes in all."""
-        generation = self.engines * self.devices_per_engine
+        generation = 0 if self.external else self.engines * self.devices_per_engine
         if self.colocate:
             return max(self.trainers, self.critics, generation)
         return self.trainers + self.critics + generation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
@@ -12,6 +13,8 @@ from miles_core.config import AlgorithmOptions, LoopOptions, RolloutOptions, Tea
 from miles_core.runtime.engine_handle import RayEngineHandle
 from miles_core.runtime.identity import host_address, recorded
 from miles_core.runtime.rank_process import RankProcess
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class TrainerProcess(RankProcess):
@@ -49,7 +52,8 @@ class TrainerProcess(RankProcess):
         self._publisher: Any = None
         # Ranks that met over loopback share a node with the engines.
         host = address[0]
-        self._host = host if host == "127.0.0.1" else host_address()
+        near = all(urlsplit(url).hostname in LOOPBACK for url in self.plan.placement.external)
+        self._host = host if host == "127.0.0.1" and near else host_address()
         return {"data_size": self.backend.parallel.data_size}
 
     def _copies(self, needs: frozenset[str]) -> tuple[str, ...]:
@@ -128,12 +132,13 @@ class TrainerProcess(RankProcess):
         return self._publisher.publish(version, self.backend.export_weights(), handles, resume=resume)
 
     def _transport_name(self) -> str:
+        assert self.plan.plugins.engine is not None
+        can = self.plan.plugins.engine.capabilities
         if self.plan.placement.device == "cpu":
-            return "shared_file"
+            return "shared_file" if "shared_file" in can else "disk"
         if self.plan.placement.colocate:
             return "cuda_ipc"
-        assert self.plan.plugins.engine is not None
-        return "broadcast" if "broadcast" in self.plan.plugins.engine.capabilities else "process_group"
+        return "broadcast" if "broadcast" in can else "process_group"
 
     def _my_engines(self, engines: Sequence[Any]) -> list[int]:
         """Engines that this rank feeds: over CUDA IPC each rank feeds those on its own device, else rank 0 feeds all."""

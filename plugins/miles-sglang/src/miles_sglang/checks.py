@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from miles_core.config import ClusterOptions, TrainingOptions
+from miles_core.config import ClusterOptions, RouterOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_sglang.options import ARGUMENTS, ServerOptions, SGLangOptions
 from miles_sglang.reserved import RESERVED
@@ -31,6 +31,7 @@ def check(event: Configure) -> None:
             event.error(UsageError("M510", f"{flag} is {value}", owner=OWNER, fix=f"give {low} or more"))
     _check_arguments(event)
     _check_parallel(event, server)
+    _check_roles(event, own.prefill_num_servers)
     if server.mem_fraction_static is not None and not 0.0 < server.mem_fraction_static < 1.0:
         what = f"--sglang-mem-fraction-static is {server.mem_fraction_static}"
         event.error(UsageError("M510", what, owner=OWNER, why="it is a share", fix="give a number above 0 and below 1"))
@@ -63,6 +64,12 @@ def _check_arguments(event: Configure) -> None:
 
 def _check_parallel(event: Configure, server: Any) -> None:
     gpus = event.config.peek(ClusterOptions).rollout_num_gpus_per_engine
+    node = event.config.peek(ClusterOptions).num_gpus_per_node
+    if gpus > node:
+        what = f"--rollout-num-gpus-per-engine {gpus} is more than --num-gpus-per-node {node}"
+        why = "the run starts engines of one node; it can use larger ones that run already"
+        fix = "lower it, or start the servers and give --rollout-external"
+        event.error(UsageError("M510", what, owner=OWNER, why=why, fix=fix))
     if server.pp_size > 1:
         why = "its stages would need weights of their own"
         fix = "shard engines by --rollout-num-gpus-per-engine alone"
@@ -74,3 +81,25 @@ def _check_parallel(event: Configure, server: Any) -> None:
     if server.dp_size > 1 and gpus % server.dp_size:
         what = f"--sglang-dp-size {server.dp_size} does not divide --rollout-num-gpus-per-engine {gpus}"
         event.error(UsageError("M510", what, owner=OWNER, fix="give a divisor"))
+
+
+def _check_roles(event: Configure, prefill: int | None) -> None:
+    """Prefill/decode disaggregation needs both kinds of engines, and a router that sends requests to a pair of them."""
+    if prefill is None:
+        return
+    cluster, router = event.config.peek(ClusterOptions), event.config.peek(RouterOptions)
+    said = f"--prefill-num-servers {prefill}"
+    engines = (cluster.rollout_num_gpus or 0) // max(cluster.rollout_num_gpus_per_engine, 1)
+    if cluster.rollout_external:
+        fix = "leave it out: servers that run already have their roles"
+        event.error(UsageError("M523", f"{said} does not go with --rollout-external", owner=OWNER, fix=fix))
+    elif prefill < 1 or (engines and prefill >= engines):
+        why = f"{engines} engines have to be at least one that prefills and one that decodes"
+        event.error(UsageError("M523", f"{said} is out of range", owner=OWNER, why=why, fix=f"give 1 to {max(engines - 1, 1)}"))
+    for flag, given in (
+        ("--use-miles-router", router.use_miles_router),
+        ("--miles-router-middleware-paths", router.miles_router_middleware_paths),
+    ):
+        if given:
+            why = "the router of miles sends a request to one engine, not to a pair"
+            event.error(UsageError("M523", f"{said} does not go with {flag}", owner=OWNER, why=why, fix="leave one of them out"))

@@ -64,7 +64,7 @@ def arguments(options: Any, launch: EngineLaunch, port: int, *, tp: int, routed:
     chosen |= {"custom_weight_loader": loaders, **extra}
     line: list[str] = []
     for each in ARGUMENTS.entries:
-        value = chosen[each.field] if each.field in chosen else getattr(options, each.field)
+        value: Any = chosen[each.field] if each.field in chosen else getattr(options, each.field)
         if value is None or (each.field not in chosen and (each.field in RESERVED or value == each.default)):
             continue
         flag = each.flags[0]
@@ -81,9 +81,9 @@ def arguments(options: Any, launch: EngineLaunch, port: int, *, tp: int, routed:
     return line
 
 
-def launcher(command: str) -> list[str]:
-    """The words in front of the arguments."""
-    return shlex.split(command) if command.strip() else [sys.executable, "-m", "sglang.launch_server"]
+def launcher(command: str, *default: str) -> list[str]:
+    """The words in front of the arguments: ``command``, or this Python with what ``default`` has."""
+    return shlex.split(command) if command.strip() else [sys.executable, *(default or ("-m", "sglang.launch_server"))]
 
 
 def environment(launch: EngineLaunch, report: Path | None, base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -93,8 +93,6 @@ def environment(launch: EngineLaunch, report: Path | None, base: Mapping[str, st
         found.setdefault(name, value)
     if launch.devices:
         found |= dict.fromkeys(vendor().visible, ",".join(map(str, launch.devices)))
-    if launch.memory_saver:
-        found.setdefault("SGLANG_MEMORY_SAVER_CUDA_GRAPH", "true")
     if report is not None:
         found[REPORT_VARIABLE] = str(report)
     # The server imports miles_sglang.inside, from where this process has it.

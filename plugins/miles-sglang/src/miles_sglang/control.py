@@ -13,15 +13,25 @@ OWNER = "miles-sglang"
 
 
 class Control:
-    """Blocking calls to one server. Neither proxies nor redirects: what is sent may hold handles of this machine's memory."""
+    """Blocking calls to one server, past the proxies of the environment.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: base URL.
+        key: shown as a bearer token; None for none.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self, path: str, timeout: float = 30.0) -> Any:
         """The answer to a GET: JSON, or text."""
-        return self._call(urllib.request.Request(self.url + path), path, timeout)
+        return self._call(urllib.request.Request(self.url + path, headers=self._headers), path, timeout)
+
+    def delete(self, path: str, timeout: float = 30.0) -> Any:
+        """The answer to a DELETE."""
+        return self._call(urllib.request.Request(self.url + path, headers=self._headers, method="DELETE"), path, timeout)
 
     def post(self, path: str, document: Any = None, timeout: float = 60.0) -> Any:
         """The answer to a POST of JSON.
@@ -30,7 +40,7 @@ class Control:
             RunError: M513, the server refused; M514, it does not answer.
         """
         body = json.dumps({} if document is None else document).encode()
-        request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json", **self._headers})
         return self._call(request, path, timeout)
 
     def _call(self, request: urllib.request.Request, path: str, timeout: float) -> Any:
@@ -39,12 +49,12 @@ class Control:
                 text = response.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             why = f"HTTP {error.code}: {_message(error.read().decode(errors='replace'))}"
-            what = f"the SGLang server at {self.url} refused {path.partition('?')[0]}"
+            what = f"the server at {self.url} refused {path.partition('?')[0]}"
             raise RunError("M513", what, owner=OWNER, why=why, fix="see the server's log", status=error.code) from error
         except (OSError, ValueError) as error:
             slow = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
             why = f"no answer within {timeout:g} s" if slow else str(getattr(error, "reason", error))
-            what = f"the SGLang server at {self.url} does not answer {path.partition('?')[0]}"
+            what = f"the server at {self.url} does not answer {path.partition('?')[0]}"
             raise RunError("M514", what, owner=OWNER, why=why, fix="see the server's log") from error
         try:
             return json.loads(text)

@@ -63,6 +63,8 @@ class SGLangEngine:
         """
         if self._process is not None or self._remote is not None:
             raise RunError("M515", "the engine was started twice", owner=OWNER)
+        if launch.url:
+            return self._attach(launch)
         if not self._options.launcher and installed_source()[0] is None:
             fix = "pip install 'miles-sglang[server]', or give --sglang-launcher"
             raise RunError("M517", "SGLang is not installed", owner=OWNER, fix=fix)
@@ -71,8 +73,8 @@ class SGLangEngine:
         port = launch.port or free_port(launch.host)
         self._report = Path(tempfile.mkdtemp(prefix="miles-sglang-")) / "weights.json"
         routed = self._config.get(RoutingOptions).use_rollout_routing_replay
-        line = arguments(self._config.get(ServerOptions), launch, port, tp=self._tp, routed=routed, extra={})
-        command = [*launcher(self._options.launcher), *line]
+        line = arguments(self._config.get(ServerOptions), launch, port, tp=self._tp, routed=routed, extra=self._role(launch))
+        command = [*launcher(self._options.launcher), *self._key_file(launch.api_key), *line]
         name = f"SGLang server of engine {launch.rank}" + (f", node {launch.node_rank}" if launch.num_nodes > 1 else "")
         suffix = f"-{launch.node_rank}" if launch.num_nodes > 1 else ""
         file = launch.log_dir / f"sglang-{launch.rank}{suffix}.log" if launch.log_dir is not None else self._report.parent / "log"
@@ -90,12 +92,65 @@ class SGLangEngine:
         except BaseException:
             self.stop()
             raise
-        self._connect(url, launch.model)
+        self._connect(url, launch.model, launch.api_key)
         log.info("SGLang serves %s at %s after %.1f s", launch.model, url, time.monotonic() - started)
         return url
 
-    def _connect(self, url: str, model: Path) -> None:
-        self._remote = Control(url)
+    def _attach(self, launch: EngineLaunch) -> str:
+        """Take a server that runs already; what it is it says itself.
+
+        Raises:
+            RunError: ``M514``, it does not answer; ``M520``, it is not one that the run can use.
+        """
+        control = Control(launch.url, launch.api_key)
+        info = control.get("/server_info", self._options.launch_timeout)
+        gpus = self._config.get(ClusterOptions).rollout_num_gpus_per_engine
+        wants_routes = self._config.get(RoutingOptions).use_rollout_routing_replay
+        found = info if isinstance(info, dict) else {}
+        self._tp, pipeline = int(found.get("tp_size", 0)), int(found.get("pp_size", 1))
+        for wrong, why, fix in (
+            (not self._tp, "it says nothing of itself in /server_info", "give the address of an SGLang server"),
+            (
+                pipeline > 1,
+                f"it has {pipeline} pipeline stages, each with weights of its own",
+                "start it without --pp-size",
+            ),
+            (self._tp != gpus, f"it has {self._tp} GPUs", f"give --rollout-num-gpus-per-engine {self._tp}"),
+            (found.get("skip_tokenizer_init"), "it was started with --skip-tokenizer-init", "start it without"),
+            (
+                wants_routes and not found.get("enable_return_routed_experts"),
+                "it does not tell routes",
+                "start it with --enable-return-routed-experts, or leave --use-rollout-routing-replay out",
+            ),
+        ):
+            if wrong:
+                what = f"the server at {launch.url} is not one for this run"
+                raise RunError("M520", what, owner=OWNER, why=why, fix=fix)
+        self._connect(launch.url, launch.model, launch.api_key)
+        log.info("generating on the SGLang %s server at %s", found.get("version", ""), launch.url)
+        return launch.url
+
+    def _role(self, launch: EngineLaunch) -> dict[str, Any]:
+        """Arguments of prefill/decode disaggregation: the first engines prefill."""
+        count = self._options.prefill_num_servers
+        if not count:
+            return {}
+        if launch.rank < count:
+            return {"disaggregation_mode": "prefill", "disaggregation_bootstrap_port": free_port(launch.host)}
+        return {"disaggregation_mode": "decode"}
+
+    def _key_file(self, key: str | None) -> list[str]:
+        """Arguments that give the server its key, by a file of ours: others can see command lines."""
+        if not key:
+            return []
+        assert self._report is not None
+        file = self._report.with_name("key.yaml")
+        file.touch(mode=0o600)
+        file.write_text(f"api-key: {json.dumps(key)}\n", encoding="utf-8")
+        return ["--config", str(file)]
+
+    def _connect(self, url: str, model: Path, key: str | None) -> None:
+        self._remote = Control(url, key)
         self._sync = WeightSync(self._remote, parameter_names(model), ties_head(model))
 
     def health(self, timeout: float) -> None:
@@ -208,6 +263,8 @@ class SGLangEngine:
     def stop(self) -> None:
         """See the protocol."""
         process, self._process = self._process, None
+        if process is None and self._remote is not None:
+            self._leave()
         self._remote = None
         if process is not None:
             process.stop()
@@ -216,6 +273,16 @@ class SGLangEngine:
                 file.unlink(missing_ok=True)
             self._report.parent.rmdir()
             self._report = None
+
+    def _leave(self) -> None:
+        """Leave somebody else's server as it was: serving, and in no group of ours."""
+        try:
+            if self._sync is not None:
+                self._sync.leave()
+            if not self._missing():
+                self.resume()
+        except MilesError as error:
+            log.warning("%s", error.line())
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself."""

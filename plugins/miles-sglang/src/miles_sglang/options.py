@@ -43,6 +43,26 @@ class SGLangOptions:
         flag="--sglang-launch-timeout",
         help="Seconds that a server may take to load the model and to answer its first request.",
     )
+    prefill_num_servers: int | None = option(
+        None,
+        flag="--prefill-num-servers",
+        help="Engines that only compute prompts; the others decode (prefill/decode disaggregation). Needs SGLang's router.",
+    )
+    router_policy: str = option(
+        "cache_aware",
+        flag="--sglang-router-policy",
+        choices=("cache_aware", "power_of_two", "random", "round_robin"),
+        help="How sglang-router, which stands in front of several engines by default, chooses one.",
+    )
+    router_request_timeout: int = option(
+        14400, flag="--sglang-router-request-timeout-secs", help="Seconds that a request may take in sglang-router."
+    )
+    router_launcher: str = option(
+        "",
+        flag="--sglang-router-launcher",
+        metavar="COMMAND",
+        help="Command that starts sglang-router and takes its arguments; the package in the Python of miles by default.",
+    )
 
 
 def _fields() -> list[tuple[str, Any, Any]]:

@@ -77,6 +77,44 @@ SGLANG: dict[str, Explanation] = {
         remedy="`pip install 'miles-sglang[server]'`, or name a command that starts a server with `--sglang-launcher`.",
         example="M517 miles-sglang: SGLang is not installed. Do: pip install 'miles-sglang[server]', or give --sglang-launcher",
     ),
+    "M518": Explanation(
+        title="SGLang's router is not installed",
+        meaning="Several engines of SGLang have sglang-router in front of them unless the run takes the router of miles.",
+        remedy="`pip install 'miles-sglang[router]'`, or give `--use-miles-router`.",
+        example=(
+            "M518 miles-sglang: sglang-router is not installed: engine sglang puts it in front of several engines. Do: pip install "
+            "'miles-sglang[router]', or take miles' own with --use-miles-router"
+        ),
+    ),
+    "M519": Explanation(
+        title="SGLang's router and an engine do not meet",
+        meaning="sglang-router was told of an engine and does not find it well, or keeps one that was taken away.",
+        remedy="See `logs/sglang-router.log` in the run folder, and the engine's log.",
+        example=(
+            "M519 miles-sglang: sglang-router does not find http://127.0.0.1:30000 well after 120 s. Do: see "
+            "runs/1/logs/sglang-router.log"
+        ),
+    ),
+    "M520": Explanation(
+        title="An external server that the run cannot use",
+        meaning=(
+            "A server of `--rollout-external-engine-addrs` answers, and what `/server_info` says of it does not fit the run."
+        ),
+        remedy="Give the option that the line names, or start the server as it says.",
+        example=(
+            "M520 miles-sglang: the server at http://10.0.0.7:30000 is not one for this run: it has 8 GPUs. Do: give "
+            "--rollout-num-gpus-per-engine 8"
+        ),
+    ),
+    "M521": Explanation(
+        title="External engines that cannot be used",
+        meaning="`--rollout-external` has no address or a wrong one, or goes with an option for engines of the run's own.",
+        remedy="Give `--rollout-external-engine-addrs HOST:PORT ...`, and leave out what the line names.",
+        example=(
+            "M521 miles-core 0.1.0: --rollout-external-engine-addrs has '::1:30000': an IPv6 address has brackets: [::1]:30000. "
+            "Do: give HOST:PORT or [IPV6]:PORT"
+        ),
+    ),
     "M522": Explanation(
         title="An SGLang server's weights cannot be read",
         meaning=(
@@ -86,6 +124,15 @@ SGLANG: dict[str, Explanation] = {
         remedy="Make miles_sglang importable for the server, or leave the check out.",
         example=(
             "M522 miles-sglang: the server wrote no report of its weights: No such file or directory. Do: see the server's log"
+        ),
+    ),
+    "M523": Explanation(
+        title="Prefill and decode engines that do not add up",
+        meaning="`--prefill-num-servers` leaves no engine for one of the two parts, or the router is one that knows no pairs.",
+        remedy="Have at least one engine of each kind, behind SGLang's router.",
+        example=(
+            "M523 miles-sglang: --prefill-num-servers 2 is out of range: 2 engines have to be at least one that prefills and one "
+            "that decodes. Do: give 1 to 1"
         ),
     ),
 }

@@ -12,6 +12,7 @@ from miles_core.config import ClusterOptions, CriticOptions, DebugOptions
 from miles_core.plugins.refs import PluginRef
 from miles_core.runtime.checks.critic import critic_ranks
 from miles_core.runtime.checks.report import Report
+from miles_core.runtime.checks.servers import check_external_engines
 from miles_core.runtime.plan import PlacementPlan
 from miles_core.runtime.processors import usable_cpus
 
@@ -37,7 +38,9 @@ def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | N
     device = _device(report, machine)
     report.derive(ClusterOptions, device=device)
     _capabilities(report, device)
-    engines = _engines(report, trainers)
+    external = check_external_engines(report)
+    attaches = report.generates and cluster.rollout_external
+    engines = (len(external) or None) if attaches else _engines(report, trainers)
     offload_train, offload_rollout = _offload(report, bool(engines))
     communication = _communication(report, device)
     if engines is None:
@@ -48,12 +51,13 @@ def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | N
         trainers=0 if alone else trainers,
         engines=engines,
         devices_per_engine=per_engine,
-        colocate=cluster.colocate and engines > 0,
+        colocate=cluster.colocate and engines > 0 and not external,
         offload_train=offload_train,
         offload_rollout=offload_rollout,
         communication=communication,
         engine_port=cluster.rollout_engine_port,
         critics=critic_ranks(report),
+        external=external,
     )
     _room(report, plan, machine)
     _ports(report, plan)
@@ -68,6 +72,8 @@ def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | N
             "offload_train",
             "offload_rollout",
             "distributed_backend",
+            "rollout_external",
+            "rollout_external_engine_addrs",
         ),
     )
     return plan, trainers
@@ -89,7 +95,8 @@ def _device(report: Report, machine: Machine) -> str:
 
 def _workers(report: Report) -> list[PluginRef]:
     """The plugins whose processes take devices."""
-    refs = (report.selection.backend, report.selection.engine if report.generates else None)
+    own = report.generates and not report.peek(ClusterOptions).rollout_external
+    refs = (report.selection.backend, report.selection.engine if own else None)
     return [ref for ref in refs if ref is not None]
 
 
@@ -142,6 +149,7 @@ def _engines(report: Report, trainers: int) -> int | None:
 def _offload(report: Report, engines: bool) -> tuple[bool, bool]:
     """Whether each side makes room for the other. An explicit ``--offload-...`` or ``--no-offload-...`` wins."""
     cluster = report.peek(ClusterOptions)
+    engines = engines and not cluster.rollout_external
     default = engines and (cluster.colocate or cluster.offload)
     train, rollout = (default if v is None else v and engines for v in (cluster.offload_train, cluster.offload_rollout))
     report.derive(ClusterOptions, offload_train=train, offload_rollout=rollout)
@@ -163,7 +171,7 @@ def _ports(report: Report, plan: PlacementPlan) -> None:
     """The engines' ports are free on this machine; on another cluster the engine itself finds out."""
     cluster = report.peek(ClusterOptions)
     first = cluster.rollout_engine_port
-    if first is None or cluster.ray_address is not None:
+    if first is None or plan.external or cluster.ray_address is not None:
         return
     said = report.said(ClusterOptions, "rollout_engine_port")
     last = first + max(plan.engines, 1) - 1
@@ -218,7 +226,7 @@ def _room(report: Report, plan: PlacementPlan, machine: Machine) -> None:
     if plan.critics:
         shared = " on the same devices" if plan.colocate else ""
         parts.append(f"{plan.critics} for the critic{shared} (--critic-num-gpus-per-node)")
-    if plan.engines and not plan.colocate:
+    if plan.engines and not plan.colocate and not plan.external:
         parts.append(f"{plan.engines * plan.devices_per_engine} for generation (--rollout-num-gpus)")
     unit = "one worker per CPU" if plan.device == "cpu" else "one rank per GPU"
     fix = f"lower {'those' if len(parts) > 1 else '--actor-num-gpus-per-node'} to {have} in all"
