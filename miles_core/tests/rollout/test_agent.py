@@ -229,6 +229,19 @@ def test_an_engine_that_fails_ends_the_run(make_client, agent) -> None:
         run(client, samples(client, 1), agent(TWICE))
 
 
+def test_engines_that_cut_off_again_and_again_are_to_blame(make_client, agent, monkeypatch) -> None:
+    monkeypatch.setattr("miles_core.router.chat.LONGEST_PAUSE", 0.0)
+    client = make_client(said)
+
+    async def cutting(requests):
+        for request in requests:
+            yield GenerateResult(request.rid, (), (), FinishReason.ABORT, 3, "", 4)
+
+    client.generate = cutting
+    with pytest.raises(RunError, match=r"M405 .*20 times in a row"):
+        run(client, samples(client, 1), agent(TWICE))
+
+
 def test_a_session_is_of_its_sample_alone(make_client, agent) -> None:
     code = """
 def agent(sample, base_url):

@@ -123,6 +123,8 @@ class Agents:
                 raise self._broken(f"returned {type(answer).__name__}", "change the sample, and return nothing")
         elif mouth.session is None or not mouth.session.exhausted:
             # An agent that is told that there is no room may end as it likes.
+            if mouth.session is not None and mouth.session.failure is not None:
+                raise mouth.session.failure
             if isinstance(error, MilesError):
                 raise error
             raise self._broken(f"failed with {describe(error)}", "repair the agent") from error

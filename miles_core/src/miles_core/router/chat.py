@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from miles_core.errors import RunError
+from miles_core.errors import MilesError, RunError
 from miles_core.router.chat_body import DEFAULT_TOKENS, Answer, ChatCall, Reply
 from miles_core.router.chat_messages import parse_reply
 from miles_core.router.chat_template import ChatTemplate, go_on
@@ -172,6 +172,9 @@ class ChatEndpoint:
         session.busy += 1
         try:
             return await self._answer(request, call, answer, session, ask, {"session_id": session.id})
+        except MilesError as error:
+            session.failure = error
+            raise
         finally:
             session.busy -= 1
             session.touched = self.store.clock()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from miles_core.errors import MilesError
 from miles_core.router.chat_messages import Message, same_message
 from miles_core.samples import FinishReason
 
@@ -181,6 +182,7 @@ class Session:
     Attributes:
         last: the turn that ended last.
         exhausted: whether a request was refused since there is no room for a token.
+        failure: of the last request that failed and was not to blame.
         busy: requests that are being answered. Several at a time are branches of their own.
     """
 
@@ -191,6 +193,7 @@ class Session:
     turns: int = 0
     tokens: int = 0
     exhausted: bool = False
+    failure: MilesError | None = None
     touched: float = 0.0
     busy: int = 0
 
