@@ -175,3 +175,21 @@ class FunctionFilter:
 
     def _error(self, why: str) -> RunError:
         return RunError("M111", f"the filter {self._name!r} failed", why=why, fix="let it return a bool or a Decision")
+
+
+class ModelProvider:
+    """A function that builds one pipeline stage's part of a model, for backends that divide models so.
+
+    It is told which virtual stage it builds if it has a parameter of the name ``vp_stage``.
+    """
+
+    def __init__(self, function: Callable[..., Any], call: Sequence[str], name: str, config: Config) -> None:
+        self.name = name
+        self._function = function
+        self._before = (Arguments(config),) if call[0] == "args" else ()
+        self._virtual = "vp_stage" in inspect.signature(function).parameters
+
+    def __call__(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> Any:
+        """The part with the embedding if ``pre_process``, and with the head if ``post_process``."""
+        further = {"vp_stage": vp_stage} if self._virtual else {}
+        return self._function(*self._before, pre_process, post_process, **further)

@@ -158,6 +158,18 @@ SIGNATURES: dict[str, Signature] = {
         "(pg_loss, metrics), or (pg_loss, masks, metrics) when called by name",
         "miles_core.plugins.loss_functions:FunctionTis",
     ),
+    "model_provider": Signature(
+        "function",
+        (
+            ("pre_process", "post_process"),
+            ("pre_process", "post_process", "vp_stage"),
+            ("args", "pre_process", "post_process"),
+            ("args", "pre_process", "post_process", "vp_stage"),
+        ),
+        False,
+        "a part of the model",
+        "miles_core.plugins.adapters:ModelProvider",
+    ),
     "pg_loss_reducer": Signature(
         "function",
         (("mask", "lengths"), ("total_lengths", "response_lengths", "loss_masks", "calculate_per_token_loss")),

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.transformer.moe import moe_utils
 
 from miles_core.config import TrainingOptions
+from miles_core.plugins.adhoc import load_function
 from miles_megatron import models, value_head
 from miles_megatron.attention import PackedAttention
 from miles_megatron.options import MegatronOptions
 from miles_megatron.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from miles_core.options import Config
@@ -69,29 +71,47 @@ def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: 
     options = config.get(MegatronOptions)
     compute = precision(options.precision, device)
     architecture = models.architecture(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
-    chunks: list[Any] = models.build_chunks(
-        architecture,
-        tp=options.tensor_model_parallel_size,
-        pp=options.pipeline_model_parallel_size,
-        vpp=options.virtual_stages,
-        cp=options.context_parallel_size,
-        ep=options.expert_model_parallel_size,
-        sequence_parallel=options.sequence_parallel,
-        dtype=compute,
-        core_attention=PackedAttention,
-        **_recomputation(options),
+    provider = load_function(config, MegatronOptions, "custom_model_provider_path")
+    chunks: list[Any] = (
+        _provided(provider, options)
+        if provider is not None
+        else models.build_chunks(
+            architecture,
+            tp=options.tensor_model_parallel_size,
+            pp=options.pipeline_model_parallel_size,
+            vpp=options.virtual_stages,
+            cp=options.context_parallel_size,
+            ep=options.expert_model_parallel_size,
+            sequence_parallel=options.sequence_parallel,
+            dtype=compute,
+            core_attention=PackedAttention,
+            **_recomputation(options),
+        )
     )
     if critic:
         value_head.install(chunks, config.get(TrainingOptions).seed)
     for chunk in chunks:
         chunk.to(device)
         chunk.requires_grad_(trainable)
-        # Rows are of any length, and what the loss gives is normalised: nothing is divided by micro-batches, ranks or tokens.
-        chunk.config.variable_seq_lengths = True
+        # Rows are of any length, except between interleaved stages, and nothing is divided by micro-batches, ranks or tokens.
+        chunk.config.variable_seq_lengths = len(chunks) == 1
         chunk.config.calculate_per_token_loss = True
         chunk.config.batch_p2p_comm = device.type == "cuda"
         chunk.config.overlap_p2p_comm = False
     return Model(chunks, architecture, Policy(chunks, architecture.vocab_size, compute=compute))
+
+
+def _provided(provider: Callable[[bool, bool, int | None], Any], options: MegatronOptions) -> list[Any]:
+    """What a function of the user builds for each virtual stage of this rank."""
+    chunks = []
+    for number in range(options.virtual_stages):
+        stage = number if options.virtual_stages > 1 else None
+        first, last = (
+            test(ignore_virtual=stage is None, vp_stage=stage)
+            for test in (parallel_state.is_pipeline_first_stage, parallel_state.is_pipeline_last_stage)
+        )
+        chunks.append(provider(first, last, stage))
+    return chunks
 
 
 def _recomputation(options: MegatronOptions) -> dict[str, Any]:

@@ -75,6 +75,9 @@ def _contradictions(config: Config, options: MegatronOptions) -> Iterator[UsageE
     if options.virtual_stages > 1 and options.pipeline_model_parallel_size == 1:
         why = "virtual stages interleave pipeline ranks, and there is one"
         yield _contradiction(f"{VIRTUAL} {options.virtual_stages} has no effect", why, f"raise {PIPELINE}, or leave it out")
+    if options.virtual_stages > 1 and layout == "bshd":
+        why = "interleaved pipeline stages exchange packed rows of one shape"
+        yield _contradiction(f"{VIRTUAL} {options.virtual_stages} contradicts --qkv-format bshd", why, "set --qkv-format thd")
     if options.overlap_param_gather and not (options.overlap_grad_reduce and options.use_distributed_optimizer):
         why = "parameters are gathered as gradients are reduced, by the distributed optimizer"
         fix = "set --overlap-grad-reduce, and leave --no-use-distributed-optimizer out"

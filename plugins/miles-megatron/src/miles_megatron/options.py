@@ -93,6 +93,7 @@ class MegatronOptions:
     custom_model_provider_path: str | None = option(
         None,
         flag="--custom-model-provider-path",
+        signature="model_provider",
         help="Function (pre_process, post_process[, vp_stage]) that builds each part of the model in place of this package.",
     )
     enable_mtp_training: bool = option(

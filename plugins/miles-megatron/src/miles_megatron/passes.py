@@ -89,7 +89,7 @@ class Pass:
     def _run(
         self, micro_batches: Sequence[MicroBatch], finish: Callable[[int, torch.Tensor], torch.Tensor], *, forward_only: bool
     ) -> None:
-        self._rows = [self._policy.rows(batch) for batch in micro_batches]
+        self._rows = self._policy.rows(micro_batches)
         if len(self._chunks) > 1:
             # Interleaved stages take micro-batches in groups of the pipeline's size; what fills the last group counts for nothing.
             self._rows += self._rows[:1] * (-len(self._rows) % parallel_state.get_pipeline_model_parallel_world_size())
@@ -105,7 +105,8 @@ class Pass:
             return hidden, lambda output: (finish(number, output), no_tokens, {})
 
         run = get_forward_backward_func()
-        longest = max(rows.tokens.shape[1] for rows in self._rows)
+        shared = 1 if self._policy.context is None else self._policy.context.size
+        longest = max(rows.tokens.shape[1] for rows in self._rows) * shared
         with _switched(self._chunks, training=not forward_only):
             run(
                 forward_step_func=step,

@@ -96,9 +96,15 @@ class Policy:
         """Number of the micro-batch that a layer computes or computes anew."""
         return self._packings.current
 
-    def rows(self, batch: MicroBatch) -> Rows:
-        """This rank's part of a micro-batch."""
-        return Rows.of(batch, multiple=self._multiple, context=self.context, compute=self.compute)
+    def rows(self, batches: Sequence[MicroBatch]) -> list[Rows]:
+        """This rank's part of each micro-batch. Interleaved stages exchange tensors of one shape: all get the longest's length."""
+        lengths = [-(-batch.tokens.shape[1] // self._multiple) * self._multiple for batch in batches]
+        if len(self.chunks) > 1:
+            lengths = [max(lengths)] * len(lengths)
+        return [
+            Rows.of(batch, length=length, context=self.context, compute=self.compute)
+            for batch, length in zip(batches, lengths, strict=True)
+        ]
 
     def begin(self, rows: Sequence[Rows]) -> None:
         """Start a pass over these micro-batches."""

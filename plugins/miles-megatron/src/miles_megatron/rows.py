@@ -39,27 +39,27 @@ class Rows:
     padding: int
 
     @classmethod
-    def of(cls, batch: MicroBatch, *, multiple: int, context: Context | None, compute: torch.dtype) -> Rows:
+    def of(cls, batch: MicroBatch, *, length: int, context: Context | None, compute: torch.dtype) -> Rows:
         """This rank's part.
 
         Args:
-            multiple: pad each row to a multiple of this many tokens; the padding of a packed row is one more segment.
-            context: the ranks that share the tokens, whose number divides ``multiple``; None if this one has all.
+            length: tokens to pad each row to; the padding of a packed row is one more segment.
+            context: the ranks that share the tokens, whose number divides ``length``; None if this one has all.
             compute: precision of the computation, by which kernels are chosen.
         """
         tokens, positions, bounds, longest = batch.tokens, batch.position_ids, batch.cu_seqlens, batch.max_seqlen
-        length = tokens.shape[1]
-        padding = -length % multiple
+        columns = tokens.shape[1]
+        padding = length - columns
         if padding:
             further = torch.arange(padding, device=tokens.device).expand(len(tokens), -1)
             tokens = torch.cat([tokens, torch.zeros_like(further)], 1)
-            positions = torch.cat([positions, further if bounds is not None else length + further], 1)
+            positions = torch.cat([positions, further if bounds is not None else columns + further], 1)
             if bounds is not None:
                 bounds, longest = torch.cat([bounds, bounds[-1:] + padding]), max(longest, padding)
         varlen = runs_variable_length(tokens.device, compute)
         packing = None if bounds is None else Packing.of(bounds, longest, varlen=varlen)
-        row = batch.logit_index.div(length, rounding_mode="floor")
-        column = batch.logit_index - row * length
+        row = batch.logit_index.div(columns, rounding_mode="floor")
+        column = batch.logit_index - row * columns
         if context is None:
             index = row * tokens.shape[1] + column
             return cls(batch, tokens, positions, index, batch.targets, packing, None, padding)

@@ -1,0 +1,166 @@
+"""The constants of a model, from its HF config alone. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from miles_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OWNER = "miles-megatron"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What models of one ``model_type`` have in common.
+
+    Attributes:
+        qkv_bias: whether query, key and value have biases: True, False, or the config's field that says so.
+        qk_norm: whether queries and keys are normalised per head.
+        experts: whether layers may be mixtures of experts.
+    """
+
+    qkv_bias: bool | str = False
+    qk_norm: bool = False
+    experts: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(qkv_bias="attention_bias"),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(qkv_bias="attention_bias", qk_norm=True),
+    "qwen3_moe": Family(qkv_bias="attention_bias", qk_norm=True, experts=True),
+}
+"""Models that this package builds, by the ``model_type`` of their config."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The constants of a model.
+
+    Attributes:
+        name: of the family, in :data:`FAMILIES`.
+        layers, hidden, ffn, heads, key_heads, head_dim, vocab_size, max_positions: sizes.
+        norm_eps: of every RMSNorm.
+        rope_theta: base of the rotary frequencies.
+        rope_factor: Llama 3's scaling of them, None for none.
+        rope_interpolation: what positions are divided by, None for nothing.
+        tied: the vocabulary head is the embedding.
+        qkv_bias, qk_norm: see :class:`Family`.
+        experts: of a mixture of experts, 0 for none.
+        experts_per_token: that each token goes to.
+        expert_ffn: hidden units of an expert.
+        renormalises: whether the weights of a token's experts add up to 1.
+        sparse: for each layer, whether it is a mixture of experts.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+    rope_factor: float | None
+    rope_interpolation: float | None
+    tied: bool
+    qkv_bias: bool
+    qk_norm: bool
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_ffn: int = 0
+    renormalises: bool = True
+    sparse: tuple[bool, ...] = ()
+
+
+def architecture(config: Mapping[str, Any], name: str | None = None) -> Architecture:
+    """The constants that a ``config.json`` says.
+
+    Args:
+        config: its content.
+        name: of the family, when it is not the config's own ``model_type``.
+
+    Raises:
+        UsageError: the model is not of a family here, or has a part that is not built (M345).
+    """
+    kind = name or str(config.get("model_type"))
+    family = FAMILIES.get(kind)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise _unsupported(kind, f"supported are {known}", "take one of these, or give --custom-model-provider-path, or --backend fsdp")
+    _check_parts(kind, config)
+    heads = int(config["num_attention_heads"])
+    layers = int(config["num_hidden_layers"])
+    theta, factor, interpolation = _rope(kind, config)
+    bias = family.qkv_bias if isinstance(family.qkv_bias, bool) else bool(config.get(family.qkv_bias, False))
+    experts = int(config.get("num_experts") or 0) if family.experts else 0
+    return Architecture(
+        name=kind,
+        layers=layers,
+        hidden=int(config["hidden_size"]),
+        ffn=int(config["intermediate_size"]),
+        heads=heads,
+        key_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+        vocab_size=int(config["vocab_size"]),
+        max_positions=int(config.get("max_position_embeddings") or 2048),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_theta=theta,
+        rope_factor=factor,
+        rope_interpolation=interpolation,
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=bias,
+        qk_norm=family.qk_norm,
+        experts=experts,
+        experts_per_token=int(config.get("num_experts_per_tok") or 0) if experts else 0,
+        expert_ffn=int(config.get("moe_intermediate_size") or 0) if experts else 0,
+        renormalises=bool(config.get("norm_topk_prob", False)),
+        sparse=tuple(_is_sparse(config, layer) for layer in range(layers)) if experts else (False,) * layers,
+    )
+
+
+def _check_parts(kind: str, config: Mapping[str, Any]) -> None:
+    fix = "take --backend fsdp"
+    if config.get("hidden_act", "silu") != "silu":
+        raise _unsupported(kind, f"its activation is {config['hidden_act']}, and silu is built", fix)
+    if config.get("use_sliding_window") and config.get("sliding_window"):
+        raise _unsupported(kind, "it has sliding windows, and full attention is built", fix)
+    if config.get("mlp_bias"):
+        raise _unsupported(kind, "its MLPs have biases, which are not built", fix)
+    if config.get("attention_bias") and kind == "llama":
+        raise _unsupported(kind, "its attention's output has a bias, which is not built", fix)
+    if config.get("num_nextn_predict_layers") or config.get("mtp_num_layers"):
+        raise _unsupported(kind, "it has multi-token-prediction layers, which are not built", fix)
+
+
+def _rope(kind: str, config: Mapping[str, Any]) -> tuple[float, float | None, float | None]:
+    """Base, Llama 3's factor and interpolation of the rotary angles, from either way to write them."""
+    found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    theta = float(found.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    form = found.get("rope_type", found.get("type", "default"))
+    if form == "default":
+        return theta, None, None
+    if form == "linear":
+        return theta, None, float(found["factor"])
+    # megatron-core has these three numbers of Llama 3.1 built in.
+    fixed = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    if form == "llama3" and all(float(found.get(name, value)) == value for name, value in fixed.items()):
+        return theta, float(found["factor"]), None
+    raise _unsupported(kind, f"its rotary angles are scaled by {form}, which is not built", "take --backend fsdp")
+
+
+def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
+    """As transformers decides it."""
+    every = int(config.get("decoder_sparse_step") or 1)
+    return layer not in (config.get("mlp_only_layers") or ()) and (layer + 1) % every == 0
+
+
+def _unsupported(kind: str, why: str, fix: str) -> UsageError:
+    return UsageError("M345", f"the megatron backend does not build {kind} models like this one", owner=OWNER, why=why, fix=fix)
