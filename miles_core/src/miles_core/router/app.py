@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miles_core.router.answers import Handler, errors, json_answer, refused
+from miles_core.router.answers import Handler, errors, explained, json_answer, raw, refused
 from miles_core.router.call import Call
 from miles_core.router.chat import ChatEndpoint, Piece, model_chat
 from miles_core.router.exchange import exchange_of
 from miles_core.router.forward import TO_ALL, to_all, to_one
+from miles_core.router.front import Front
 from miles_core.router.gate import Gate
 from miles_core.router.generate import PATIENCE, Event, Generator
 from miles_core.router.health import INTERVAL, HealthMonitor
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from miles_core.protocols import RouterMiddleware
+
+
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class RouterServer:
         self.gate = Gate(settings.max_connections, settings.max_waiting)
         self.pool = Pool(settings.failure_threshold, POLICIES[settings.policy]())
         self.tally = Tally()
+        self._middlewares = tuple(middlewares)
+        self._fronts: set[Front] = set()
         for url in urls:
             self.pool.add(url)
         self.chat: ChatEndpoint | None = None
@@ -112,6 +118,12 @@ class RouterServer:
         app.router.add_route("*", "/{path:.*}", self._passed)
         return app
 
+    def front(self, handler: asyncio.Protocol) -> asyncio.Protocol:
+        """The protocol of a caller's connection, around the application's: calls that middlewares need not see go a short way."""
+        if self._middlewares:
+            return handler
+        return Front(self._quick, handler, self.settings.api_key, self._fronts, self.settings.max_body)
+
     async def probe(self) -> dict[str, str]:
         """Look after every worker now. Returns why, for those that do not answer."""
         await self.monitor.sweep()
@@ -133,13 +145,28 @@ class RouterServer:
         """Connections and probes, while the application runs."""
         key = self.settings.api_key
         async with _session(key) as calls, _session(key) as probes:
-            self.upstream = Upstream(self.pool, calls, self.settings.timeout)
+            self.upstream = Upstream(self.pool, calls, self.settings.timeout, key)
             self.generator = Generator(self.pool, self.upstream, self.settings.patience)
             self.monitor = HealthMonitor(self.pool, probes, self.settings.health_interval)
             task = asyncio.create_task(self.monitor.run())
             yield
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            for front in list(self._fronts):
+                front.close()
+            self.upstream.close()
+
+    async def _quick(self, body: bytes, prompt: bytes) -> bytes:
+        """The answer to a call that goes the short way."""
+        try:
+            async with self.gate.place():
+                answer = await self.generator.one(prompt, body)
+        except Exception as error:
+            failure = explained(error)
+            self.tally.answers[failure[0]] += 1
+            return raw(*failure)
+        self.tally.answers[200] += 1
+        return GOOD % len(answer) + answer
 
     async def _add(self, request: web.Request) -> web.Response:
         """Register a worker: ``?url=``, ``?worker_url=`` or the same in JSON."""
@@ -201,7 +228,7 @@ class RouterServer:
         exchange = exchange_of(request)
         call = Call.of(await exchange.document())
         if not (call.batched or call.stream or exchange.answered):
-            body = await self.generator.one(call, await exchange.body())
+            body = await self.generator.one(call.prompts[0], await exchange.body())
             return web.Response(body=body, content_type="application/json")
         answers = self.generator.answer(call)
 

@@ -40,7 +40,7 @@ class Call:
         prompts = tuple(ids) if batched else (ids,)
         if not all(isinstance(prompt, list) for prompt in prompts):
             raise ValueError("input_ids must be a list of token ids, or a list of such lists")
-        if not all(type(token) is int for prompt in prompts for token in prompt):
+        if not {kind for prompt in prompts for kind in set(map(type, prompt))} <= {int}:
             raise ValueError("input_ids holds something that is not a token id")
         rid = document.get("rid")
         if batched and isinstance(rid, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aiohttp import web
 
-KEY = "miles.exchange"
 Answered = Callable[[int, dict[str, Any]], None]
 
 
@@ -58,7 +58,17 @@ class Exchange:
 
 def exchange_of(request: web.Request) -> Exchange:
     """The exchange of a request to the router."""
-    found = request.get(KEY)
+    key = _key()
+    found = request.get(key)
     if found is None:
-        found = request[KEY] = Exchange(request)
+        found = request[key] = Exchange(request)
     return found  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _key() -> Any:
+    """Under which a request keeps its exchange; the libraries' older versions have only texts for that."""
+    from aiohttp import web
+
+    kind = getattr(web, "RequestKey", None)
+    return "miles.exchange" if kind is None else kind("miles.exchange", Exchange)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,10 +65,11 @@ class Generator:
         """Everything in flight has been told to end."""
         self._aborts += 1
 
-    async def one(self, call: Call, body: bytes) -> bytes:
+    async def one(self, prompt: Sequence[int] | bytes, body: bytes) -> bytes:
         """The answer to a call with one prompt that is no stream, as the worker wrote it.
 
         Args:
+            prompt: its tokens, or their text, for the choice of a worker.
             body: the call as JSON.
 
         Raises:
@@ -77,16 +78,18 @@ class Generator:
         tried: set[Worker] = set()
         aborts = self._aborts
         for attempt in range(1, ATTEMPTS + 1):
-            if not await self._pool.wait(self._patience):
-                raise refusal(503, f"none of {len(self._pool.workers)} workers is well")
-            worker = self._pool.choose(call.prompts[0], tried) or self._pool.choose(call.prompts[0])
-            assert worker is not None, "the pool has a live worker"
+            worker = self._pool.choose(prompt, tried) or self._pool.choose(prompt)
+            if worker is None:
+                if not await self._pool.wait(self._patience):
+                    raise refusal(503, f"none of {len(self._pool.workers)} workers is well")
+                worker = self._pool.choose(prompt)
+                assert worker is not None, "the pool has a live worker"
             tried.add(worker)
             try:
                 answer = await self._upstream.exchange(worker, "/generate", body)
             except WorkerError as error:
                 if self._aborts != aborts:
-                    return dumps(call.aborted(0, self._pool.version))
+                    return dumps(Call.of(json.loads(body)).aborted(0, self._pool.version))
                 if attempt == ATTEMPTS:
                     raise refusal(504 if error.silent else 502, f"sent to workers {attempt} times: {error}") from error
                 self.retries += 1

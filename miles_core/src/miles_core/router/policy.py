@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 BLOCK = 64
 """Tokens of a prefix that are remembered together."""
+TEXT_BLOCK = 384
+"""The same in bytes, of a prompt whose tokens are still the text of a list."""
 REMEMBERED = 65_536
 """Prefixes that are remembered in all."""
 LEAN = 32
@@ -20,8 +22,8 @@ LEAN = 32
 class Policy(Protocol):
     """Chooses among workers that may take a request."""
 
-    def choose(self, workers: Sequence[Worker], tokens: Sequence[int]) -> Worker:
-        """The worker for a prompt; ``workers`` is not empty, and in the order of registration."""
+    def choose(self, workers: Sequence[Worker], tokens: Sequence[int] | bytes) -> Worker:
+        """The worker for a prompt, which is tokens or their text; ``workers`` is not empty, and in the order of registration."""
         ...
 
     def forget(self) -> None:
@@ -32,7 +34,7 @@ class Policy(Protocol):
 class LeastLoaded:
     """The worker with the fewest requests in flight, the first of equals."""
 
-    def choose(self, workers: Sequence[Worker], tokens: Sequence[int]) -> Worker:
+    def choose(self, workers: Sequence[Worker], tokens: Sequence[int] | bytes) -> Worker:
         """See the protocol."""
         return min(workers, key=lambda worker: worker.load)
 
@@ -51,7 +53,7 @@ class CacheAware:
         self._limit = remembered
         self._seen: OrderedDict[int, str] = OrderedDict()
 
-    def choose(self, workers: Sequence[Worker], tokens: Sequence[int]) -> Worker:
+    def choose(self, workers: Sequence[Worker], tokens: Sequence[int] | bytes) -> Worker:
         """See the protocol."""
         keys = _prefixes(tokens)
         idlest = min(workers, key=lambda worker: worker.load)
@@ -71,9 +73,15 @@ class CacheAware:
         self._seen.clear()
 
 
-def _prefixes(tokens: Sequence[int]) -> list[int]:
+def _prefixes(tokens: Sequence[int] | bytes) -> list[int]:
     """A number for every prefix of whole blocks, and for the prompt itself, from the shortest on."""
     keys: list[int] = []
+    if isinstance(tokens, bytes):
+        key = 0
+        for at in range(0, len(tokens), TEXT_BLOCK):
+            key = hash((key, tokens[at : at + TEXT_BLOCK]))
+            keys.append(key)
+        return keys
     for end in range(BLOCK, len(tokens) + BLOCK, BLOCK):
         keys.append(hash((keys[-1] if keys else 0, *tokens[end - BLOCK : end])))
     return keys

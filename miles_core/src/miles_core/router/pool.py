@@ -92,7 +92,7 @@ class Pool:
         """Give a worker no further request; what it is answering goes on. Returns whether it was there."""
         return self.workers.pop(url.rstrip("/"), None) is not None
 
-    def choose(self, tokens: Sequence[int] = (), tried: Collection[Worker] = ()) -> Worker | None:
+    def choose(self, tokens: Sequence[int] | bytes = (), tried: Collection[Worker] = ()) -> Worker | None:
         """A worker for a prompt; None when there is none, or only such as were tried.
 
         One whose last call failed is a choice only where there is no other: a dead one, whose load is always least, would draw

@@ -53,7 +53,7 @@ class RouterService:
             api_key=launch.api_key,
         )
         self._server = RouterServer(settings, launch.urls, launch.middlewares)
-        self._thread = ServerThread(self._server.app(), launch.host, launch.port)
+        self._thread = ServerThread(self._server.app(), launch.host, launch.port, wrap=self._server.front)
         url = self._thread.start()
         reasons = self._call(self._server.probe())
         if launch.urls and len(reasons) == len(launch.urls):

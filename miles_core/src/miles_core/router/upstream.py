@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from miles_core.router.lines import Lines
 from miles_core.router.pool import Pool, Worker
 
 if TYPE_CHECKING:
@@ -48,15 +49,17 @@ class Upstream:
 
     Args:
         timeout: seconds that a worker may be silent in a call; None for any time.
+        api_key: bearer token that workers are shown; the session shows it by itself.
     """
 
-    def __init__(self, pool: Pool, session: aiohttp.ClientSession, timeout: float | None) -> None:
+    def __init__(self, pool: Pool, session: aiohttp.ClientSession, timeout: float | None, api_key: str | None = None) -> None:
         import aiohttp
 
         self._pool = pool
         self._session = session
-        self._seconds = timeout
+        self._silence = f"silent for {timeout or 10.0:g} s"
         connect = 10.0 if timeout is None else min(10.0, timeout)
+        self._lines = Lines(timeout, connect, api_key)
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
 
     @asynccontextmanager
@@ -83,7 +86,7 @@ class Upstream:
                     raise self._failed(worker, f"HTTP {response.status}: {why}")
                 yield response
         except TimeoutError as error:
-            raise self._failed(worker, f"silent for {self._seconds or 10.0:g} s", silent=True) from error
+            raise self._failed(worker, self._silence, silent=True) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._failed(worker, str(error) or type(error).__name__) from error
         finally:
@@ -96,10 +99,19 @@ class Upstream:
             WorkerError: as :meth:`open`.
             AnswerError: it is an error.
         """
-        async with self.open(worker, "POST", path, body, load=load) as response:
-            data = await response.read()
-            if response.status != 200:
-                raise AnswerError(response.status, data)
+        worker.load += load
+        try:
+            status, data = await self._lines.post(worker.url, path, body)
+        except TimeoutError as error:
+            raise self._failed(worker, self._silence, silent=True) from error
+        except OSError as error:
+            raise self._failed(worker, str(error) or type(error).__name__) from error
+        finally:
+            worker.load -= load
+        if status in UNAVAILABLE:
+            raise self._failed(worker, f"HTTP {status}: {AnswerError(status, data).message()}")
+        if status != 200:
+            raise AnswerError(status, data)
         self._pool.succeeded(worker)
         return data
 
@@ -140,6 +152,10 @@ class Upstream:
                         raise AnswerError(500, data[5:])
                     yield found
         raise self._failed(worker, "its stream ended before it was whole")
+
+    def close(self) -> None:
+        """End connections."""
+        self._lines.close()
 
     def _failed(self, worker: Worker, why: str, *, silent: bool = False) -> WorkerError:
         self._pool.failed(worker, why)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 OWNER = "miles-core"
+BACKLOG = 4096
+"""Connections that may wait to be taken: thousands of calls come at once, and one that finds no room is lost for a second."""
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +25,22 @@ log = logging.getLogger(__name__)
 class ServerThread:
     """An aiohttp application served from a thread of its own.
 
+    Args:
+        wrap: the protocol of a connection, around the application's.
+
     ``start`` returns the base URL; ``stop`` ends the thread. ``loop`` is the thread's event loop.
     """
 
-    def __init__(self, app: web.Application, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        wrap: Callable[[asyncio.Protocol], asyncio.Protocol] | None = None,
+    ) -> None:
         self._app = app
+        self._wrap = wrap or (lambda protocol: protocol)
         self._host = host
         self._port = port
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -77,11 +91,14 @@ class ServerThread:
         await runner.setup()
         try:
             try:
-                await web.TCPSite(runner, self._host, self._port).start()
+                made, loop = runner.server, self.loop
+                assert made is not None, "the runner is set up"
+                server = await loop.create_server(lambda: self._wrap(made()), self._host, self._port, backlog=BACKLOG)
             except OSError as error:
                 raise _port_error(self._host, self._port, error) from error
-            started.set_result(runner.addresses[0][1])
+            started.set_result(server.sockets[0].getsockname()[1])
             await self._stop.wait()
+            server.close()
         finally:
             await runner.cleanup()
 
