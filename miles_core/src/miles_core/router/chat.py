@@ -257,7 +257,7 @@ class ChatEndpoint:
         if parent is not None:
             rest = template.after(call.messages, known - 1, call.tools, call.template)
             if rest is not None:
-                ids = go_on(parent.output, template.encode(rest), ended=parent.finish is FinishReason.STOP)
+                ids = go_on(parent.output, template.encode(rest))
                 text = "".join(turn.text for turn in parent.path()) + template.decode(ids, special=True)
                 rerendered = text != whole
                 if not rerendered or session.settings.rerender == "append":

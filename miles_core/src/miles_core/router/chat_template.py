@@ -64,14 +64,13 @@ class ChatTemplate:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
 
-def go_on(output: Sequence[int], following: Sequence[int], *, ended: bool) -> list[int]:
+def go_on(output: Sequence[int], following: Sequence[int]) -> list[int]:
     """Ids that follow a reply, less those at their beginning that the reply ends with.
 
     Args:
         output: ids of the reply.
-        following: ids of what the template writes behind it.
-        ended: whether the model ended the reply itself; the end of one that was cut off is not the template's.
+        following: ids of what the template writes behind it, which begins with the end of a reply.
     """
-    most = min(len(output), len(following), LONGEST_END) if ended else 0
+    most = min(len(output), len(following), LONGEST_END)
     shared = next((n for n in range(most, 0, -1) if list(output[-n:]) == list(following[:n])), 0)
     return list(following[shared:])

@@ -130,6 +130,15 @@ def test_histories_that_differ_are_branches(serve) -> None:
     assert "no" in client.call("GET", f"/sessions/{session}?branch=4", code=400)["error"]["message"]
 
 
+def test_of_equal_turns_the_newest_goes_on(serve) -> None:
+    client = serve("one", "one", "two")
+    session = client.session()
+    client.chat(session, [USER])
+    reply = assistant(client.chat(session, [USER]))
+    client.chat(session, [USER, reply, USER])
+    assert [check(client, session, branch=i)["turns"] for i in range(2)] == [1, 2]
+
+
 def test_tools_are_rendered_and_calls_are_parsed(serve) -> None:
     said = 'let me see\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n<tool_call>{"name": "add"}</tool_call>'
     client = serve(said, "it is 2", said)

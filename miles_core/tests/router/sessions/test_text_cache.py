@@ -36,7 +36,15 @@ def space_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
 
 
-TOKENIZERS = {"bytes": byte_tokenizer(), "spaces": space_tokenizer()}
+def repeat_tokenizer() -> PreTrainedTokenizerFast:
+    """Tokens that say nothing behind their like."""
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", "a", "b", "h"])}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.CTC("<pad>", "|", cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+
+TOKENIZERS = {"bytes": byte_tokenizer(), "spaces": space_tokenizer(), "repeats": repeat_tokenizer()}
 
 
 def answer_of(output: Sequence[int], version: int = 3, **further: Any) -> dict[str, Any]:
@@ -94,6 +102,14 @@ def test_tokens_whose_text_depends_on_their_place(prompt: list[int], output: lis
     trace = cache.tree.find(text)
     assert list(trace.ids) == [*prompt, *output][: len(trace.ids)]
     assert trace.length == len(text) or text[trace.length :].strip() == ""
+
+
+def test_tokens_whose_text_depends_on_their_neighbours() -> None:
+    tokenizer = TOKENIZERS["repeats"]
+    assert tokenizer.decode([1, 1, 2, 2, 1]) == "aba"
+    cache = TextCache(tokenizer)
+    remember(cache, [3, 1, 1, 2], answer_of([1, 2, 2, 1]))
+    assert cache.tree.find("hababa").ids == (3, 1, 1, 2, 1, 2, 2, 1)
 
 
 def test_without_a_text_answers_wait_and_are_bounded() -> None:
