@@ -25,8 +25,8 @@ PLUGIN = '''
     from miles_core.errors import UsageError
     from miles_core.options import option
     from miles_core.plugins import (
-        AdvantageRecord, AlgorithmRecord, BackendRecord, EngineRecord, FilterRecord, LoggerRecord, LossRecord, RewardRecord,
-        hookimpl,
+        AdvantageRecord, AlgorithmRecord, BackendRecord, EngineRecord, FilterRecord, LoggerRecord, LossRecord, MiddlewareRecord,
+        RewardRecord, hookimpl,
     )
 
 
@@ -95,6 +95,7 @@ PLUGIN = '''
             EngineRecord("toy", "toy.work:make", options=EngineOptions, capabilities=BOTH),
             EngineRecord("routed", "toy.work:make", capabilities=BOTH | {"routed_experts"}),
             EngineRecord("exact", "toy.work:make", capabilities=BOTH | {"true_on_policy"}),
+            EngineRecord("fronted", "toy.work:make", capabilities=BOTH, router="toy.router:make"),
             EngineRecord("attaching", "toy.work:make", capabilities=frozenset({"cuda", "external"})),
         ]
     @hookimpl
@@ -120,6 +121,9 @@ PLUGIN = '''
     def miles_filter():
         return [FilterRecord("spread", "toy.work:make"), FilterRecord("short", "toy.work:make")]
     @hookimpl
+    def miles_middleware():
+        return [MiddlewareRecord("radix_tree", "toy.work:make"), MiddlewareRecord("trace", "toy.work:make")]
+    @hookimpl
     def miles_logger():
         return [LoggerRecord("quiet", "toy.work:make")]
     @hookimpl
@@ -143,11 +147,12 @@ PLUGIN = '''
 '''
 NAMES = {
     "backend": ["toy", "gpu-only", "thief", "routed", "exact"],
-    "engine": ["toy", "routed", "exact", "attaching"],
+    "engine": ["toy", "routed", "exact", "fronted", "attaching"],
     "advantage": ["mean", "other", "valued", "distil", "penalty"],
     "loss": ["clip", "imitate", "regress"],
     "reward": ["exact"],
     "filter": ["spread", "short"],
+    "middleware": ["radix_tree", "trace"],
     "logger": ["quiet"],
     "algo": ["recipe", "single", "imitation", "penalty", "sloppy"],
 }

@@ -99,11 +99,11 @@ def test_a_silent_worker_is_given_up(play, short: bool, monkeypatch: pytest.Monk
         stage.workers[0].hold.clear()
         status, answer = await stage.generate([3])
         assert (status, answer["output_ids"]) == (200, [3])
-        await stage.until(lambda: stage.workers[0].gone == 1)
+        await stage.until(lambda: stage.workers[0].gone >= 1)
         stage.workers[1].hold.clear()
         assert (await stage.generate([4]))[0] == 504
 
-    play(scene, settings=replace(QUICK, timeout=0.2, failure_threshold=100), short=short)
+    play(scene, settings=replace(QUICK, timeout=0.4, failure_threshold=100), short=short)
 
 
 def test_every_prompt_of_a_stream_is_answered_once_when_a_worker_goes_away(play) -> None:

@@ -52,6 +52,10 @@ def _processes(plan: RunPlan) -> list[str]:
         rows.append(
             f"{_count(placement.engines, 'engine')} of {_count(placement.devices_per_engine, unit)}, {where}{_offload(placement)}"
         )
+    if plan.plugins.router is not None:
+        middlewares = [ref.name for ref in plan.plugins.middlewares]
+        beside = f", with {' and '.join(middlewares)}" if middlewares else ""
+        rows.append(f"1 router ({plan.plugins.router.name}) in front of the engines{beside}")
     rows.append(f"1 rollout manager, 1 driver; {_count(placement.devices, unit)} in all")
     return rows
 

@@ -31,8 +31,7 @@ def check_router(report: Report, placement: PlacementPlan | None) -> None:
         if value is not None and value < 1:
             report.error("M247", f"{report.said(RouterOptions, name)} is out of range", fix="give 1 or more")
     timeout = options.miles_router_timeout
-    # Not "timeout <= 0": NaN is no number of seconds either.
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and timeout <= 0:
         fix = "give a number of seconds above 0, or leave it out for any time"
         report.error("M247", f"{report.said(RouterOptions, 'miles_router_timeout')} is out of range", fix=fix)
     key = report.config.value(RouterOptions, "miles_router_api_key")
