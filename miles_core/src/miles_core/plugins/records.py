@@ -48,9 +48,12 @@ class EngineRecord(Record):
     Attributes:
         router: ``package.module:attribute`` of the :class:`miles_core.protocols.Router` that stands in front of several engines of
             this kind where the user asks for no other; empty for core's.
+        export: ``package.module:attribute``, called with the run's ``Config`` in each trainer that publishes; the result turns an
+            export, names and tensors, into what engines are sent. Empty for the export as it is.
     """
 
     router: str = ""
+    export: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class PluginRef:
 
     Attributes:
         kind: the entry-point group without ``miles.``: ``backend``, ``engine``, ``advantage``, ``loss``, ``reward``, ``filter``,
-            ``middleware``, ``logger``, ``algo``, ``hooks`` or ``commands``; ``router``, which is no group.
+            ``middleware``, ``logger``, ``algo``, ``hooks`` or ``commands``; ``router`` and ``export``, which are no groups.
         name: as users type it.
         distribution, version: who installed it; for an ad-hoc dotted path ``distribution`` is empty.
         create: ``package.module:attribute`` of the factory.

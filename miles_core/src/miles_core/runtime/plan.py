@@ -16,6 +16,7 @@ class PluginPlan:
     A supervised run (SFT) has no advantage, and an engine and a reward only to evaluate. ``critic_loss`` is there when the
     advantage needs a critic. ``functions`` are those that options name by path, by the name of their signature. ``router`` is what
     stands in front of the engines, which may be nothing, and ``middlewares`` are core's router's.
+    ``export`` turns the trainers' weights into what engines are sent.
     """
 
     backend: PluginRef
@@ -31,6 +32,7 @@ class PluginPlan:
     functions: Mapping[str, PluginRef] = field(default_factory=dict)
     middlewares: tuple[PluginRef, ...] = ()
     router: PluginRef | None = None
+    export: PluginRef | None = None
 
     @property
     def supervised(self) -> bool:

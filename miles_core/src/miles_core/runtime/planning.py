@@ -25,7 +25,7 @@ from miles_core.config import (
 from miles_core.errors import MilesError, PluginError, UsageErrors
 from miles_core.options import Config
 from miles_core.options.resolve import Resolved
-from miles_core.plugins import events
+from miles_core.plugins import PluginRef, events
 from miles_core.runtime.checks import Report
 from miles_core.runtime.checks.algorithm import check_algorithm
 from miles_core.runtime.checks.batch import check_batch
@@ -173,6 +173,7 @@ def _plan(report: Report, placement: PlacementPlan, batch: BatchPlan, checkpoint
         critic_loss=chosen.critic_loss,
         middlewares=tuple(chosen.middlewares) if router is not None else (),
         router=router,
+        export=_export(report),
     )
     run_dir = report.peek(RunOptions).run_dir
     return RunPlan(
@@ -183,6 +184,15 @@ def _plan(report: Report, placement: PlacementPlan, batch: BatchPlan, checkpoint
         checkpoint=checkpoint.absolute(),
         resume_from=resume_from.absolute() if resume_from is not None else None,
     )
+
+
+def _export(report: Report) -> PluginRef | None:
+    """What the engine's plugin does to weights before they are sent."""
+    engine = report.selection.engine
+    if engine is None or not report.generates:
+        return None
+    record = next(plugin.record for plugin in report.selection.loaded if plugin.ref == engine)
+    return PluginRef("export", engine.name, engine.distribution, engine.version, record.export) if record.export else None
 
 
 def _fresh_folder(parent: Path) -> Path:

@@ -129,7 +129,14 @@ class TrainerProcess(RankProcess):
                 transport, bucket_bytes=options.update_weight_buffer_size, check_equal=options.check_weight_update_equal
             )
         handles = [RayEngineHandle(f"engine-{i}", engines[i]) for i in mine]
-        return self._publisher.publish(version, self.backend.export_weights(), handles, resume=resume)
+        return self._publisher.publish(version, self._prepared(self.backend.export_weights()), handles, resume=resume)
+
+    def _prepared(self, export: Any) -> Any:
+        """Weights as engines are sent them."""
+        from miles_core.plugins import create
+
+        ref = self.plan.plugins.export
+        return export if ref is None else create(ref, self.config)(export)
 
     def _transport_name(self) -> str:
         assert self.plan.plugins.engine is not None

@@ -14,24 +14,25 @@ HEADER_LIMIT = 100_000_000
 """Bytes. A longer header is no header."""
 
 
-def parameter_names(folder: Path) -> frozenset[str]:
-    """Names of the tensors in a folder's safetensors files, without those that are computed; empty where there are none.
+def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a folder's safetensors files, without those that are computed; empty where there are none.
 
     Raises:
         UsageError: M516, a file cannot be read.
     """
-    names: set[str] = set()
+    found: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with file.open("rb") as stream:
                 (size,) = struct.unpack("<Q", stream.read(8))
                 if size > HEADER_LIMIT:
                     raise ValueError(f"its header claims {size} bytes")
-                names |= json.loads(stream.read(size)).keys()
-        except (OSError, ValueError, struct.error) as error:
+                header = json.loads(stream.read(size))
+            found |= {name: tuple(about["shape"]) for name, about in header.items() if name != "__metadata__"}
+        except (OSError, ValueError, KeyError, struct.error) as error:
             fix = "save the checkpoint again"
             raise UsageError("M516", f"{file} cannot be read", owner="miles-sglang", why=str(error), fix=fix) from error
-    return frozenset(name for name in names if name != "__metadata__" and "rotary_emb" not in name)
+    return {name: shape for name, shape in found.items() if "rotary_emb" not in name}
 
 
 def ties_head(folder: Path) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
-from miles_core.config import ClusterOptions, RouterOptions, TrainingOptions
+from miles_core.config import ClusterOptions, DebugOptions, RouterOptions, TrainingOptions
 from miles_core.errors import UsageError
+from miles_sglang.fp8 import METHOD
 from miles_sglang.options import ARGUMENTS, ServerOptions, SGLangOptions
 from miles_sglang.reserved import RESERVED
 
@@ -30,6 +32,7 @@ def check(event: Configure) -> None:
         if value < low:
             event.error(UsageError("M510", f"{flag} is {value}", owner=OWNER, fix=f"give {low} or more"))
     _check_arguments(event)
+    _check_fp8(event, server)
     _check_parallel(event, server)
     _check_roles(event, own.prefill_num_servers)
     if server.mem_fraction_static is not None and not 0.0 < server.mem_fraction_static < 1.0:
@@ -103,3 +106,29 @@ def _check_roles(event: Configure, prefill: int | None) -> None:
         if given:
             why = "the router of miles sends a request to one engine, not to a pair"
             event.error(UsageError("M523", f"{said} does not go with {flag}", owner=OWNER, why=why, fix="leave one of them out"))
+
+
+def _check_fp8(event: Configure, server: Any) -> None:
+    """FP8 weights are made by the trainer, in the one form that servers take new ones in."""
+    if server.quantization is None:
+        return
+    said = f"--sglang-quantization {server.quantization}"
+    if server.quantization != METHOD:
+        why = "servers cannot take new weights in that form from a trainer"
+        event.error(UsageError("M524", f"{said} cannot be used", owner=OWNER, why=why, fix="take fp8, or leave it out"))
+        return
+    if event.config.peek(DebugOptions).debug_rollout_only:
+        why = "servers get their FP8 weights from a trainer, and the run has none"
+        fix = "leave one of them out"
+        event.error(UsageError("M524", f"{said} does not go with --debug-rollout-only", owner=OWNER, why=why, fix=fix))
+    if event.config.chosen(ServerOptions, "load_format"):
+        why = "servers start without weights, which come quantised from the trainer"
+        what = f"{said} does not go with --sglang-load-format"
+        event.error(UsageError("M524", what, owner=OWNER, why=why, fix="leave one of them out"))
+    try:
+        good = isinstance(json.loads(server.json_model_override_args or "{}"), dict)
+    except ValueError:
+        good = False
+    if not good:
+        what = "--sglang-json-model-override-args is no JSON object"
+        event.error(UsageError("M510", what, owner=OWNER, fix="give one"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +14,14 @@ from miles_core.errors import MilesError, RunError
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
 from miles_core.protocols.engine import WeightBucket
-from miles_sglang import payload
 from miles_sglang.arguments import installed_source
-from miles_sglang.checkpoint import parameter_names, ties_head
-from miles_sglang.command import REPORTER, arguments, base_url, environment, free_port, launcher, shown
+from miles_sglang.checkpoint import parameter_shapes, ties_head
+from miles_sglang.command import arguments, base_url, environment, free_port, json_override, launcher, shown
 from miles_sglang.control import Control
+from miles_sglang.external import check_server
+from miles_sglang.fp8 import METHOD, OVERRIDE, SCALE, is_quantised
 from miles_sglang.options import ServerOptions, SGLangOptions
+from miles_sglang.readback import Readback
 from miles_sglang.server import OWNER, ServerProcess, answers
 from miles_sglang.transaction import WeightSync
 
@@ -47,7 +48,7 @@ class SGLangEngine:
         self._process: ServerProcess | None = None
         self._remote: Control | None = None
         self._sync: WeightSync | None = None
-        self._report: Path | None = None
+        self._readback: Readback | None = None
         self._paused: PauseMode | None = None
         self._released: set[str] = set()
         self._defined = True
@@ -71,16 +72,23 @@ class SGLangEngine:
         self._tp = self._config.get(ClusterOptions).rollout_num_gpus_per_engine
         self._saver = launch.memory_saver
         port = launch.port or free_port(launch.host)
-        self._report = Path(tempfile.mkdtemp(prefix="miles-sglang-")) / "weights.json"
+        self._readback = Readback()
         routed = self._config.get(RoutingOptions).use_rollout_routing_replay
-        line = arguments(self._config.get(ServerOptions), launch, port, tp=self._tp, routed=routed, extra=self._role(launch))
+        line = arguments(
+            self._config.get(ServerOptions),
+            launch,
+            port,
+            tp=self._tp,
+            routed=routed,
+            extra={**self._role(launch), **self._quantised()},
+        )
         command = [*launcher(self._options.launcher), *self._key_file(launch.api_key), *line]
         name = f"SGLang server of engine {launch.rank}" + (f", node {launch.node_rank}" if launch.num_nodes > 1 else "")
         suffix = f"-{launch.node_rank}" if launch.num_nodes > 1 else ""
-        file = launch.log_dir / f"sglang-{launch.rank}{suffix}.log" if launch.log_dir is not None else self._report.parent / "log"
+        file = launch.log_dir / f"sglang-{launch.rank}{suffix}.log" if launch.log_dir is not None else self._readback.folder / "log"
         log.info("starting %s", shown(command))
         started = time.monotonic()
-        self._process = ServerProcess(name, command, environment(launch, self._report), file)
+        self._process = ServerProcess(name, command, environment(launch, self._readback.file), file)
         if launch.node_rank > 0:
             return ""
         url = base_url(launch.host, port)
@@ -104,31 +112,22 @@ class SGLangEngine:
         """
         control = Control(launch.url, launch.api_key)
         info = control.get("/server_info", self._options.launch_timeout)
-        gpus = self._config.get(ClusterOptions).rollout_num_gpus_per_engine
-        wants_routes = self._config.get(RoutingOptions).use_rollout_routing_replay
-        found = info if isinstance(info, dict) else {}
-        self._tp, pipeline = int(found.get("tp_size", 0)), int(found.get("pp_size", 1))
-        for wrong, why, fix in (
-            (not self._tp, "it says nothing of itself in /server_info", "give the address of an SGLang server"),
-            (
-                pipeline > 1,
-                f"it has {pipeline} pipeline stages, each with weights of its own",
-                "start it without --pp-size",
-            ),
-            (self._tp != gpus, f"it has {self._tp} GPUs", f"give --rollout-num-gpus-per-engine {self._tp}"),
-            (found.get("skip_tokenizer_init"), "it was started with --skip-tokenizer-init", "start it without"),
-            (
-                wants_routes and not found.get("enable_return_routed_experts"),
-                "it does not tell routes",
-                "start it with --enable-return-routed-experts, or leave --use-rollout-routing-replay out",
-            ),
-        ):
-            if wrong:
-                what = f"the server at {launch.url} is not one for this run"
-                raise RunError("M520", what, owner=OWNER, why=why, fix=fix)
+        self._tp = self._config.get(ClusterOptions).rollout_num_gpus_per_engine
+        check_server(launch.url, info, self._tp, self._config.get(RoutingOptions).use_rollout_routing_replay)
         self._connect(launch.url, launch.model, launch.api_key)
-        log.info("generating on the SGLang %s server at %s", found.get("version", ""), launch.url)
+        log.info("generating on the SGLang %s server at %s", info.get("version", ""), launch.url)
         return launch.url
+
+    @property
+    def _quantises(self) -> bool:
+        return bool(self._config.get(ServerOptions).quantization == METHOD)
+
+    def _quantised(self) -> dict[str, Any]:
+        """Arguments of a server that holds FP8: it is told the form, and its weights come with the first publish."""
+        if not self._quantises:
+            return {}
+        given = json.loads(self._config.get(ServerOptions).json_model_override_args or "{}")
+        return {"json_model_override_args": json_override({**OVERRIDE, **given}), "load_format": "dummy"}
 
     def _role(self, launch: EngineLaunch) -> dict[str, Any]:
         """Arguments of prefill/decode disaggregation: the first engines prefill."""
@@ -143,15 +142,21 @@ class SGLangEngine:
         """Arguments that give the server its key, by a file of ours: others can see command lines."""
         if not key:
             return []
-        assert self._report is not None
-        file = self._report.with_name("key.yaml")
+        assert self._readback is not None
+        file = self._readback.folder / "key.yaml"
         file.touch(mode=0o600)
         file.write_text(f"api-key: {json.dumps(key)}\n", encoding="utf-8")
         return ["--config", str(file)]
 
     def _connect(self, url: str, model: Path, key: str | None) -> None:
         self._remote = Control(url, key)
-        self._sync = WeightSync(self._remote, parameter_names(model), ties_head(model))
+        self._sync = WeightSync(self._remote, self._names(model), ties_head(model))
+
+    def _names(self, model: Path) -> frozenset[str]:
+        """Of what has to be published."""
+        shapes = parameter_shapes(model)
+        scales = [name + SCALE for name, shape in shapes.items() if self._quantises and is_quantised(name, shape)]
+        return frozenset([*shapes, *scales])
 
     def health(self, timeout: float) -> None:
         """See the protocol. With three seconds and more, while it serves, the server has to make a token."""
@@ -268,11 +273,9 @@ class SGLangEngine:
         self._remote = None
         if process is not None:
             process.stop()
-        if self._report is not None:
-            for file in self._report.parent.glob("*"):
-                file.unlink(missing_ok=True)
-            self._report.parent.rmdir()
-            self._report = None
+        if self._readback is not None:
+            self._readback.close()
+            self._readback = None
 
     def _leave(self) -> None:
         """Leave somebody else's server as it was: serving, and in no group of ours."""
@@ -321,31 +324,7 @@ class SGLangEngine:
         return sorted(tags | ({GRAPHS} if "kv_cache" in tags else set()))
 
     def _reported(self, what: str) -> dict[str, tuple[str, str]]:
-        """What :func:`miles_sglang.inside.report` finds in the server's processes.
-
-        Raises:
-            RunError: ``M522``, there is no report.
-        """
-        if self._report is None or self._process is None:
+        if self._readback is None:
             fix = "leave --check-weight-update-equal out"
             raise RunError("M522", "weights of a server that miles did not start cannot be read", owner=OWNER, fix=fix)
-        self._report.unlink(missing_ok=True)
-        # One call for each rank; the text says what is wanted, and goes with no tensor that matters.
-        content = [payload.encode([(what, _Nothing())])] * self._tp
-        document = {"serialized_named_tensors": content, "load_format": REPORTER, "flush_cache": False}
-        self._control.post("/update_weights_from_tensor", document, PAUSE_SECONDS)
-        try:
-            found = json.loads(self._report.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            fix = "see the server's log"
-            raise RunError("M522", "the server wrote no report of its weights", owner=OWNER, why=str(error), fix=fix) from error
-        return {name: (str(dtype), str(digest)) for name, (dtype, digest) in found.items()}
-
-
-class _Nothing:
-    """Unpickles as an empty tensor on the CPU."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        import torch
-
-        return torch.Tensor, ()
+        return self._readback.ask(self._control, what, self._tp)

@@ -93,7 +93,7 @@ def parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, whole[:rows] if rows else whole
             if tied and name.endswith("embed_tokens.weight"):
                 yield "lm_head.weight", whole[:rows] if rows else whole
-        elif type(module).__name__ == "RowParallelLinear" and leaf == "weight":
+        elif type(module).__name__ == "RowParallelLinear" and leaf in ("weight", "weight_scale_inv"):
             yield name, _joined(parameter, 1)
         elif type(module).__name__ == "ColumnParallelLinear":
             yield name, _joined(parameter, 0)
@@ -107,11 +107,16 @@ def _split(module: Any, parameter: Any) -> list[torch.Tensor]:
     if hasattr(module, "num_kv_heads"):
         size, value = module.head_size, getattr(module, "v_head_size", module.head_size)
         sizes = [module.num_heads * size, module.num_kv_heads * size, module.num_kv_heads * value]
-        query, key, rest = parameter.split(sizes, 0)
+        query, key, rest = parameter.split(_scaled(sizes, parameter), 0)
         # With fewer heads than ranks, neighbours hold the same keys and values.
         copies = getattr(module, "num_kv_head_replicas", 1)
         return [_joined(query, 0), _joined(key, 0, copies), _joined(rest, 0, copies)]
-    return [_joined(part, 0) for part in parameter.split([size // ranks for size in module.output_sizes], 0)]
+    return [_joined(part, 0) for part in parameter.split(_scaled([size // ranks for size in module.output_sizes], parameter), 0)]
+
+
+def _scaled(sizes: list[int], parameter: Any) -> list[int]:
+    """Rows of the parts of a parameter; one that has a row for every block of another's has fewer."""
+    return [size * parameter.shape[0] // sum(sizes) for size in sizes]
 
 
 def _experts(owner: str, leaf: str, module: Any, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

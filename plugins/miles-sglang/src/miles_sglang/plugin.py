@@ -31,6 +31,7 @@ def miles_engine() -> Sequence[EngineRecord]:
                 }
             ),
             router="miles_sglang.router:SGLangRouter",
+            export="miles_sglang.fp8:Prepared",
         )
     ]
 

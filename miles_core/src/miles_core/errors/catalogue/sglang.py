@@ -135,4 +135,16 @@ SGLANG: dict[str, Explanation] = {
             "that decodes. Do: give 1 to 1"
         ),
     ),
+    "M524": Explanation(
+        title="A quantisation that does not fit the run",
+        meaning=(
+            "With `--sglang-quantization fp8` the trainer sends matrices in FP8 with a scale per block; other forms cannot be "
+            "replaced while a server runs, and FP8 servers have no weights before a trainer sends some."
+        ),
+        remedy="Take `fp8`, and leave out what the line names.",
+        example=(
+            "M524 miles-sglang: --sglang-quantization awq cannot be used: servers cannot take new weights in that form from a "
+            "trainer. Do: take fp8, or leave it out"
+        ),
+    ),
 }
