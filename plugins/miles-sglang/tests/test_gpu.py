@@ -1,6 +1,6 @@
 """Real SGLang servers on one GPU: tokens and log-probs, weights under load, memory, pauses and seeds.
 
-Two servers start at once, the second with deterministic inference; that takes most of the time of these tests.
+Three servers start at once, one with deterministic inference and one in FP8; that takes most of the time of these tests.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from miles_core.errors import MilesError
 from miles_core.options import Config
 from miles_core.protocols import EngineLaunch
 from miles_core.samples import FinishReason, GenerateRequest, SamplingParams
@@ -23,6 +24,7 @@ from miles_core.serving import EngineClient
 from miles_core.weights import WeightPublisher, open_transport
 from miles_sglang.arguments import installed_source
 from miles_sglang.engine import SGLangEngine
+from miles_sglang.fp8 import Prepared
 from miles_sglang.options import ServerOptions, SGLangOptions
 
 pytestmark = [
@@ -35,7 +37,7 @@ SERVER = {
     "grammar_backend": "none",
     "disable_prefill_cuda_graph": True,
     "cuda_graph_max_bs_decode": 32,
-    # Both servers look at the free memory while they start; what each takes is this many tokens.
+    # The servers look at the free memory while they start; what each takes is this many tokens.
     "mem_fraction_static": 0.6,
     "max_total_tokens": "150000",
 }
@@ -131,30 +133,28 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def servers(policy, tmp_path_factory):
-    """A plain one and a deterministic one, each an engine and its URL; one that does not start is the error."""
+    """A plain one, a deterministic one and one in FP8, which start at once: engines, and what becomes their URLs."""
     logs = tmp_path_factory.mktemp("logs")
+    kinds = ({}, {"enable_deterministic_inference": True}, {"quantization": "fp8"})
+    engines = [SGLangEngine(Config.of(SGLangOptions(launch_timeout=250.0), ServerOptions(**SERVER, **kind))) for kind in kinds]
 
     def start(rank):
-        options = ServerOptions(**SERVER, enable_deterministic_inference=rank == 1)
-        engine = SGLangEngine(Config.of(SGLangOptions(launch_timeout=400.0), options))
         launch = EngineLaunch(rank=rank, model=policy.folder, memory_saver=rank == 0, log_dir=logs, seed=42 + rank)
-        try:
-            return engine, engine.start(launch)
-        except Exception as error:
-            return engine, error
+        return engines[rank].start(launch)
 
-    with ThreadPoolExecutor(2) as pool:
-        started = list(pool.map(start, (0, 1)))
-    yield started
-    for engine, _ in started:
-        engine.stop()
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        yield [(engine, pool.submit(start, rank)) for rank, engine in enumerate(engines)]
+        for engine in engines:
+            engine.stop()
 
 
 def running(started):
+    """An engine and its URL, once it serves; the end of its log where it does not."""
     engine, url = started
-    if isinstance(url, Exception):
-        raise AssertionError(f"{url}\n{url.data.get('traceback', '') if hasattr(url, 'data') else ''}")
-    return engine, url
+    try:
+        return engine, url.result()
+    except MilesError as error:
+        raise AssertionError(f"{error.line()}\n{error.data.get('traceback', '')}") from error
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +306,21 @@ def test_seeds_fix_responses_whatever_the_batch(servers):
     other = ask(url, prompt("other", sampling_seed=8))["other"]
     assert alone.output_ids == crowd.output_ids != other.output_ids
     assert alone.log_probs == crowd.log_probs
+
+
+def test_fp8_servers_take_what_the_trainer_quantises(servers, policy, tmp_path):
+    engine, url = running(servers[2])
+    policy.change(1)
+    prepared = Prepared(Config.of(ServerOptions(quantization="fp8")))
+    publisher = WeightPublisher(open_transport("cuda_ipc", tmp_path, "trainer-0"), bucket_bytes=1 << 29, check_equal=True)
+    publisher.publish(1, prepared(policy.weights[1].items()), [Handle(engine)])
+    publisher.close()
+    request = prompt("fp8", tokens=200)
+    result = ask(url, request)["fp8"]
+    assert result.weight_version == 1
+    difference = (torch.tensor(result.log_probs) - policy.log_probs(request, result, 1)).abs().mean()
+    show(f"mean difference of log-probs in FP8: {difference:.3f}")
+    assert difference < 0.25
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
