@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -58,17 +57,9 @@ class Exchange:
 
 def exchange_of(request: web.Request) -> Exchange:
     """The exchange of a request to the router."""
-    key = _key()
-    found = request.get(key)
+    from miles_core.router.exchange_key import KEY
+
+    found = request.get(KEY)
     if found is None:
-        found = request[key] = Exchange(request)
+        found = request[KEY] = Exchange(request)
     return found  # type: ignore[no-any-return]
-
-
-@functools.cache
-def _key() -> Any:
-    """Under which a request keeps its exchange; the libraries' older versions have only texts for that."""
-    from aiohttp import web
-
-    kind = getattr(web, "RequestKey", None)
-    return "miles.exchange" if kind is None else kind("miles.exchange", Exchange)
