@@ -2,7 +2,8 @@
 
     python benchmarks/sglang_engine.py --sizes 0.6b 4b
 
-The same requests go to the same server twice: through miles' client, and as bare HTTP calls that read nothing of the answers.
+The same requests go to the same server twice: through miles' client, and as bare HTTP calls that read nothing of the answers; with
+``--run`` a third time, through ``miles run``, whose prompts are texts.
 Weights are published by CUDA IPC in buckets of 512 MiB; the copy's own limit is what a copy of as many bytes on the GPU takes.
 """
 
@@ -12,6 +13,8 @@ import argparse
 import asyncio
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +41,7 @@ SERVER = {
     "mem_fraction_static": 0.5,
 }
 BUCKET = 512 << 20
+HERE = Path(__file__).parent
 
 
 def requests(count: int, prompt: int, response: int, round_: int) -> list[GenerateRequest]:
@@ -72,6 +76,24 @@ async def straight(url: str, batch: list[GenerateRequest], concurrency: int) -> 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         await asyncio.gather(*map(one, bodies))
     return sum(request.params.max_new_tokens for request in batch)
+
+
+def through_run(url: str, folder: Path, args: argparse.Namespace) -> float:
+    """Tokens per second of a whole run, manager and rewards included, that attaches to the server; the median of its rollouts."""
+    rows = [{"input": f"Question {i}: what follows?"} for i in range(args.requests * args.rounds)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    command = [
+        *(sys.executable, "-m", "miles_core.cli.main", "run", "--backend", "fsdp", "--engine", "sglang", "--algo", "grpo"),
+        *("--debug-rollout-only", "--rollout-external", "--rollout-external-engine-addrs", url.removeprefix("http://")),
+        *("--hf-checkpoint", str(folder / "model"), "--prompt-data", str(folder / "prompts.jsonl"), "--apply-chat-template"),
+        *("--custom-rm-path", f"{HERE / 'token_reward.py'}:even", "--rollout-batch-size", str(args.requests)),
+        *("--n-samples-per-prompt", "1", "--rollout-max-response-len", str(args.response)),
+        *("--num-rollout", str(args.rounds), "--sglang-server-concurrency", str(args.concurrency)),
+        *("--run-dir", str(folder / "run")),
+    ]
+    subprocess.run(command, check=True)
+    found = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return statistics.median(args.requests * row["rollout/response_len/mean"] / row["perf/rollout_time"] for row in found)
 
 
 class Handle:
@@ -135,6 +157,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--response", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--run", action="store_true", help="also through a whole run that attaches to the server")
     parser.add_argument("--out", type=Path, help="folder for the results")
     args = parser.parse_args()
     for size in args.sizes:
@@ -155,6 +178,9 @@ def main() -> None:
                     "through miles (tokens/s)": round(own),
                     "share (%)": round(100 * own / bare, 1),
                 }
+                if args.run:
+                    whole = through_run(url, folder, args)
+                    figures |= {"through a run (tokens/s)": round(whole), "share of a run (%)": round(100 * whole / bare, 1)}
                 figures |= publish(engine, folder / "model", folder)
             finally:
                 engine.stop()
