@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import resource
 import shutil
@@ -36,6 +37,7 @@ RESPONSE = 32
 VARIANTS = 64
 CONCURRENT = (1_000, 5_000)
 REQUESTS = 200_000
+THEIRS_VARIABLE = "SGLANG_ROUTER_PYTHON"
 POLICIES = ("cache-aware", "cache_aware")
 WAVE = 200
 """Connections that are opened at once, so that no queue of a listener runs over."""
@@ -162,7 +164,8 @@ class Load:
 def main() -> None:
     """Measure both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--theirs", help="the Python that has sglang-router")
+    theirs = os.environ.get(THEIRS_VARIABLE)
+    parser.add_argument("--theirs", default=theirs, help=f"the Python that has sglang-router; {THEIRS_VARIABLE} by default")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="over which memory is watched")
     parser.add_argument("--out", type=Path, help="folder for the results")
@@ -181,7 +184,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Everything, into one file."""
-    routers = {"miles": None}
+    routers: dict[str, str | None] = {"miles": None}
     reason = ""
     if args.theirs and shutil.which(args.theirs):
         routers["sglang-router"] = args.theirs
@@ -211,7 +214,7 @@ def compare(routers: dict[str, str | None], delay: float, connections: int, tota
         workers = [stack.enter_context(_process("--worker", str(_port()), str(delay)))[1] for _ in range(2)]
         ports = {name: stack.enter_context(_router(python, workers))[1] for name, python in routers.items()}
         for port in ports.values():
-            asyncio.run(Load(port, 64, 2_000).run())
+            asyncio.run(Load(port, 500, 1_000).run())
         ports["no router"] = workers[0]
         for _ in range(turns):
             for name, port in ports.items():

@@ -15,6 +15,7 @@ SCRIPTS = (
     ["gpu_training.py", "--size", "0.5m", "--tokens", "2048"],
     ["gpu_training.py", "--size", "5m", "--tokens", "2048"],
     ["scale.py"],
+    ["router.py"],
     ["true_on_policy.py", "--size", "0.5m"],
     ["true_on_policy.py", "--size", "5m"],
     # About 5 s a step.

@@ -43,7 +43,11 @@ def living(processes: list[psutil.Process]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "victim", ["trainer-1", "critic-0", "engine-0", "rollout-0", "raylet", "gcs_server", "runtime_env_agent", "reaper", "driver"]
+    "victim",
+    [
+        *("trainer-1", "critic-0", "engine-0", "router-0", "rollout-0"),
+        *("raylet", "gcs_server", "runtime_env_agent", "reaper", "driver"),
+    ],
 )
 def test_killing_a_process_ends_the_run(victim: str, task, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+import socket
 from collections.abc import Awaitable, Callable, MutableSet
 
 START = b"POST /generate HTTP/1.1\r\n"
@@ -58,6 +59,8 @@ class Front(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._everyone.add(self)
+        # A caller whose machine is gone says no word of it.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data
