@@ -133,6 +133,7 @@ class Server:
         self.released: set[str] = set()
         self.calls: list[list[Any]] = []
         self.running: dict[str, asyncio.Event] = {}
+        self.waiting: set[str] = set()
         self.changed = asyncio.Condition()
         self.born = time.monotonic()
         self._model: Model | None = None
@@ -164,9 +165,13 @@ class Server:
 
     async def generate(self, request: web.Request) -> web.Response:
         body = await request.json()
+        rid, wanted = body["rid"], body["sampling_params"]["max_new_tokens"]
+        self.waiting.add(rid)
         async with self.changed:
             await self.changed.wait_for(lambda: self.paused is None)
-        rid, wanted = body["rid"], body["sampling_params"]["max_new_tokens"]
+        if rid not in self.waiting:
+            return web.json_response({"error": {"message": f"Request {rid} was aborted"}}, status=499)
+        self.waiting.remove(rid)
         ended = self.running[rid] = asyncio.Event()
         made: list[int] = []
         reason: dict[str, Any] = {"type": "length", "length": wanted}
@@ -207,6 +212,7 @@ class Server:
             return web.json_response({"success": False, "message": f"{type(error).__name__}: {error}"}, status=400)
 
     async def abort_request(self, body: dict[str, Any]) -> web.Response:
+        self.waiting -= self.waiting if body.get("abort_all") else {body.get("rid")}
         for rid, ended in self.running.items():
             if body.get("abort_all") or rid == body.get("rid"):
                 ended.set()
@@ -305,7 +311,7 @@ class Server:
     async def server_info(self, request: web.Request) -> web.Response:
         known = {each["field"]: each["default"] for each in json.loads(ARGUMENTS.read_text())["arguments"]}
         own = {"weight_version": self.version, "calls": self.calls, "released": sorted(self.released), "pid": os.getpid()}
-        own |= {"running": sorted(self.running)}
+        own |= {"running": sorted(self.running), "waiting": sorted(self.waiting)}
         sizes = {"tp_size": int(self.arguments.get("tp_size", 1)), "internal_states": [{}], "version": "0.5.17"}
         return web.json_response({**known, **self.arguments, **sizes, **own})
 

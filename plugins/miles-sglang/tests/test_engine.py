@@ -148,6 +148,20 @@ def test_abort_ends_requests_and_the_engine_serves_on(served, request_of):
     assert served.ask(request_of("next"))["next"].finish_reason is FinishReason.LENGTH
 
 
+def test_a_request_that_is_aborted_while_it_waits_has_no_token(served, request_of):
+    async def main():
+        await asyncio.to_thread(served.engine.pause)
+        waiting = asyncio.create_task(served.generate(request_of("early")))
+        while not (await asyncio.to_thread(served.engine.info))["waiting"]:
+            await asyncio.sleep(0)
+        await asyncio.to_thread(served.engine.abort)
+        await asyncio.to_thread(served.engine.resume)
+        return (await waiting)["early"]
+
+    result = asyncio.run(main())
+    assert (result.finish_reason, result.output_ids) == (FinishReason.ABORT, ())
+
+
 def test_memory_is_released_while_nothing_runs_and_taken_back_by_tag(served, request_of):
     # Not paused: a request that came now would read memory that is gone.
     served.engine.release_memory()

@@ -50,6 +50,8 @@ class TrainerProcess(RankProcess):
         if self.plan.resume_from is not None:
             self.backend.load(self.plan.resume_from / "trainer")
         self._publisher: Any = None
+        self._groups: dict[tuple[int, ...], Any] = {}
+        self._grouped = False
         # Ranks that met over loopback share a node with the engines.
         host = address[0]
         near = all(urlsplit(url).hostname in LOOPBACK for url in self.plan.placement.external)
@@ -115,21 +117,44 @@ class TrainerProcess(RankProcess):
         """Send the weights to the engines, and let them ``resume``; returns the report of a rank that sent, None elsewhere."""
         from miles_core.weights.publisher import WeightPublisher, drain
         from miles_core.weights.transports import open_transport
+        from miles_core.weights.transports.block import BlockTransport
 
         options = self.config.get(RolloutOptions)
         self._keep(version)
         mine = self._my_engines(engines)
-        if not mine:
+        block = self._block(len(engines))
+        if not mine and not block:
             drain(self.backend.export_weights())
             return None
         if self._publisher is None:
-            ranks = self.plan.placement.devices_per_engine
+            ranks = 1 if block else self.plan.placement.devices_per_engine
             transport = open_transport(self._transport_name(), self.plan.run_dir, self.identity.name, host=self._host, ranks=ranks)
             self._publisher = WeightPublisher(
-                transport, bucket_bytes=options.update_weight_buffer_size, check_equal=options.check_weight_update_equal
+                BlockTransport(transport, self._groups[block], block) if block else transport,
+                bucket_bytes=options.update_weight_buffer_size,
+                check_equal=options.check_weight_update_equal and bool(mine),
             )
         handles = [RayEngineHandle(f"engine-{i}", engines[i]) for i in mine]
-        return self._publisher.publish(version, self._prepared(self.backend.export_weights()), handles, resume=resume)
+        report = self._publisher.publish(version, self._prepared(self.backend.export_weights()), handles, resume=resume)
+        return report if mine else None
+
+    def _block(self, engines: int) -> tuple[int, ...]:
+        """Ranks on the devices of this rank's engine, over CUDA IPC to engines of several; none where the first feeds it alone."""
+        import torch.distributed as dist
+
+        placement = self.plan.placement
+        size = placement.devices_per_engine
+        if size == 1 or self._transport_name() != "cuda_ipc":
+            return ()
+        if not self._grouped:
+            self._grouped = True
+            exports: list[Any] = [None] * placement.trainers
+            dist.all_gather_object(exports, self.backend.parallel.exports)
+            firsts = range(0, min(engines * size, placement.trainers), size) if all(exports) else ()
+            # Making a group is collective: every rank makes all of them.
+            blocks = [tuple(range(first, first + size)) for first in firsts]
+            self._groups = {block: dist.new_group(list(block), backend="gloo") for block in blocks}
+        return next((block for block in self._groups if self.rank in block), ())
 
     def _prepared(self, export: Any) -> Any:
         """Weights as engines are sent them."""
