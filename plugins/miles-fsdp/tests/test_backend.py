@@ -182,7 +182,7 @@ def test_a_state_of_another_model_or_optimizer_is_refused(tiny, checkpoints, tmp
 
 @pytest.mark.parametrize("model", ["qwen3", "llama", "half", "moe"])
 def test_exported_weights_are_the_checkpoint_s(tiny, checkpoints, model):
-    from miles_fsdp.checkpoint import HfWeights
+    from miles_core.hf import HfWeights
 
     backend = tiny.make_backend(checkpoints / model)
     stored = HfWeights(checkpoints / model)
@@ -196,7 +196,7 @@ def test_exported_weights_are_the_checkpoint_s(tiny, checkpoints, model):
 @pytest.mark.parametrize("to_host", [True, False])
 @pytest.mark.parametrize("model", ["qwen3", "llama", "moe"])
 def test_an_exported_directory_loads_in_transformers(tiny, checkpoints, tmp_path, model, to_host, monkeypatch):
-    monkeypatch.setattr("miles_fsdp.export.SHARD_BYTES", 20_000 if model == "llama" else 2**30)
+    monkeypatch.setattr("miles_core.hf.folder.SHARD_BYTES", 20_000 if model == "llama" else 2**30)
     backend = tiny.make_backend(checkpoints / model, options=FsdpOptions(state_dict_cpu_offload=to_host), lr=1e-2)
     chosen = tiny.samples(4)
     backend.train_step([tiny.micro_batch(chosen)], tiny.REQUEST, tiny.loss)

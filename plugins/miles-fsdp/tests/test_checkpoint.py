@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from miles_core.errors import UsageError
+from miles_core.hf import HfWeights
 from miles_fsdp.attention import PACKED
-from miles_fsdp.checkpoint import HfWeights
 from miles_fsdp.model import build_empty, check_names, read_config
 
 

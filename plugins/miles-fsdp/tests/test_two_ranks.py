@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from miles_fsdp.checkpoint import HfWeights
+from miles_core.hf import HfWeights
 from miles_fsdp.options import FsdpOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_rank")]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from miles_core.errors import UsageError
-from miles_fsdp.checkpoint import HfWeights
+from miles_core.hf import HfWeights
 from miles_fsdp.options import FsdpOptions
 
 pytestmark = pytest.mark.usefixtures("one_rank")

@@ -16,13 +16,14 @@ from miles_core.accelerator.device import accelerator_of, rank_device
 from miles_core.accelerator.parking import Parking
 from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import RunError
+from miles_core.hf import HfWeights, write_hf
 from miles_core.numerics.model import check_place
 from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
 from miles_core.training.batch import MicroBatch, ModelOutputs
+from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, SHARED, check_packable, choose_attention
-from miles_fsdp.checkpoint import HfWeights
 from miles_fsdp.context import Context, context_mesh
-from miles_fsdp.export import whole_weights, write_hf
+from miles_fsdp.export import whole_weights
 from miles_fsdp.model import build_empty, fill, read_config, shard
 from miles_fsdp.optimizer import ShardedOptimizer, local
 from miles_fsdp.options import FsdpOptions
@@ -107,7 +108,7 @@ class FsdpBackend:
         weights = HfWeights(spec.weights or spec.checkpoint)
         self._dtypes = {name: tensor.dtype for name, tensor in HfWeights(spec.checkpoint).tensors.items()}
         actor = self._sets["actor"] = self._build(
-            model_config, weights, trainable=True, invariant=self._exact, value_head=spec.value_head
+            model_config, weights, trainable=True, invariant=self._exact, valued=spec.value_head
         )
         parameters: dict[str, Any] = dict(actor.model.named_parameters())
         self._optimizer = ShardedOptimizer(self._config, parameters, spec.train_steps, self.device)
@@ -124,12 +125,12 @@ class FsdpBackend:
             self._replays.of("actor", actor.model)
 
     def _build(
-        self, model_config: Any, weights: HfWeights, *, trainable: bool, invariant: bool = False, value_head: bool = False
+        self, model_config: Any, weights: HfWeights, *, trainable: bool, invariant: bool = False, valued: bool = False
     ) -> Policy:
         if self._context is not None:
             check_shareable(model_config, self._context.size)
         attentions = (INVARIANT,) if invariant else self._attentions(model_config)
-        model = build_empty(model_config, attentions, with_value_head=value_head)
+        model = build_empty(model_config, attentions, with_value_head=valued)
         if self._config.get(TrainingOptions).qkv_format == "thd":
             check_packable(model)
         policy = shard(
@@ -284,7 +285,8 @@ class FsdpBackend:
         """Write an HF directory, whole or not at all. Collective."""
         to_host = self._options.state_dict_cpu_offload
         tensors = whole_weights(self._present("actor").model, self._dtypes, self.device)
-        write_hf(directory, self._spec.checkpoint, tensors, to_host=to_host, critic=self._spec.value_head)
+        finish = value_head.describe if self._spec.value_head else None
+        write_hf(directory, self._spec.checkpoint, tensors, to_host=to_host, finish=finish)
 
     def offload(self) -> None:
         """Free the accelerator; without one, or with ``--fsdp-cpu-offload``, there is nothing to move."""

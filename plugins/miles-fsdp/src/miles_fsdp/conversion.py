@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from miles_fsdp.checkpoint import HfWeights
+    from miles_core.hf import HfWeights
 
 OWNER = "miles-fsdp"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from miles_fsdp.checkpoint import HfWeights
+    from miles_core.hf import HfWeights
     from miles_fsdp.context import Context
 
 OWNER = "miles-fsdp"

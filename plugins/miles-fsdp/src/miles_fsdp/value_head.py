@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from miles_fsdp.checkpoint import HfWeights
+    from miles_core.hf import HfWeights
 
     Read = Callable[[str, tuple[int, int]], torch.Tensor]
 

@@ -184,7 +184,8 @@ class MegatronBackend:
         self._check_present("actor")
         self._settle()
         copies = {name: self._copies.tensors(name) for name in sorted(self._changed)}
-        checkpoints.save(directory, self._wrapped, self._optimizer, copies)
+        actor = self._models["actor"]
+        checkpoints.save(directory, actor.chunks, actor.architecture, self._optimizer, copies)
 
     def load(self, directory: Path) -> None:
         """Restore what :meth:`save` wrote, also on other parallel sizes. Collective.
@@ -194,7 +195,8 @@ class MegatronBackend:
         """
         self._check_present("actor")
         copies = {name: self._copies.tensors(name) for name in sorted(self._copies.names)}
-        self._changed = set(checkpoints.load(directory, self._wrapped, self._optimizer, copies))
+        actor = self._models["actor"]
+        self._changed = set(checkpoints.load(directory, actor.chunks, actor.architecture, self._optimizer, copies))
 
     def export_hf(self, directory: Path) -> None:
         """Write an HF directory, whole or not at all. Collective."""

@@ -70,7 +70,8 @@ def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: 
     """
     options = config.get(MegatronOptions)
     compute = precision(options.precision, device)
-    architecture = models.architecture(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+    said = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    architecture = models.architecture(said, options.model_name, options.make_vocab_size_divisible_by)
     provider = load_function(config, MegatronOptions, "custom_model_provider_path")
     chunks: list[Any] = (
         _provided(provider, options)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from miles_core.config import AlgorithmOptions, ClusterOptions, CriticOptions, RolloutOptions, TeacherOptions, TrainingOptions
 from miles_core.errors import UsageError
+from miles_megatron.architecture import architecture
 from miles_megatron.options import MegatronOptions
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ MODELS = (
 
 
 def problems(config: Config) -> Iterator[UsageError]:
-    """Every reason why the run cannot be as its options say: sizes (M550), and options that contradict each other (M551)."""
+    """Why the run cannot be as its options say: sizes (M550), contradictions (M551), models that are not built (M345)."""
     options = config.peek(MegatronOptions)
     wrong = list(_below_one(options))
     yield from wrong
@@ -42,9 +43,16 @@ def problems(config: Config) -> Iterator[UsageError]:
     yield from _world(config, options)
     for flag, group, field in MODELS:
         folder = getattr(config.peek(group), field)
-        constants = None if folder is None else Constants.read(Path(folder).expanduser())
-        if constants is not None:
-            yield from _model(f"{flag} {folder}", constants, options)
+        said = None if folder is None else _said(Path(folder).expanduser())
+        if said is None:
+            continue
+        if options.custom_model_provider_path is None:
+            try:
+                architecture(said, options.model_name)
+            except UsageError as problem:
+                yield problem
+                continue
+        yield from _model(f"{flag} {folder}", Constants.of(said), options)
 
 
 def _below_one(options: MegatronOptions) -> Iterator[UsageError]:
@@ -92,6 +100,13 @@ def _contradictions(config: Config, options: MegatronOptions) -> Iterator[UsageE
     if options.recompute_num_layers is not None and options.recompute_num_layers < 1:
         why = "it is a number of layers"
         yield _contradiction(f"--recompute-num-layers is {options.recompute_num_layers}", why, "give 1 or more")
+    if options.enable_mtp_training or options.mtp_num_layers is not None:
+        flag = "--enable-mtp-training" if options.enable_mtp_training else "--mtp-num-layers"
+        why = "none of the models that the backend builds has multi-token-prediction layers"
+        yield _contradiction(f"{flag} has nothing to train", why, "leave it out")
+    if options.megatron_to_hf_mode == "bridge":
+        why = "weights go by this package's tables, and a conversion by megatron-bridge is not built in"
+        yield _contradiction("--megatron-to-hf-mode bridge cannot be used", why, "leave it out, or set it to raw")
     if options.train_memory_margin_bytes < 0:
         what = f"--train-memory-margin-bytes is {options.train_memory_margin_bytes}"
         yield _contradiction(what, "it is a number of bytes", "give 0 or more")
@@ -131,22 +146,25 @@ class Constants:
     experts: int
 
     @classmethod
-    def read(cls, folder: Path) -> Constants | None:
-        """Those of an HF directory; None when it has no config that can be read, which others report."""
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            found = {**config, **(config.get("text_config") or {})}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return None
-        heads = _number(found, "num_attention_heads")
-        experts = max(_number(found, name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    def of(cls, config: dict[str, Any]) -> Constants:
+        """Those of a config."""
+        heads = _number(config, "num_attention_heads")
         return cls(
             heads=heads,
-            key_heads=_number(found, "num_key_value_heads") or heads,
-            layers=_number(found, "num_hidden_layers"),
-            hidden=_number(found, "intermediate_size"),
-            experts=experts,
+            key_heads=_number(config, "num_key_value_heads") or heads,
+            layers=_number(config, "num_hidden_layers"),
+            hidden=_number(config, "intermediate_size"),
+            experts=max(_number(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")),
         )
+
+
+def _said(folder: Path) -> dict[str, Any] | None:
+    """The config of an HF directory; None when there is none that can be read, which others report."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def _number(found: dict[str, Any], name: str) -> int:

@@ -79,7 +79,7 @@ class Optimizer:
         if not math.isfinite(norm):
             return norm, rate, True
         if self._options.clip_grad > 0:
-            for each in self._parts:
+            for each in self.parts:
                 parameters = each.get_parameters()
                 if parameters:
                     clip_grad_by_total_norm_fp32(parameters, max_norm=self._options.clip_grad, total_norm=norm)
@@ -89,7 +89,7 @@ class Optimizer:
 
     def reset(self) -> None:
         """Back to the state before the first step, in place; :attr:`finished`, which the schedule goes by, stays."""
-        for each in self._parts:
+        for each in self.parts:
             for group in each.param_groups:
                 if "step" in group:
                     group["step"] = 0
@@ -102,14 +102,15 @@ class Optimizer:
 
     def storage(self) -> list[torch.Tensor]:
         """The tensors that the optimizer holds besides the model's parameters and gradients."""
-        masters = [param.data for each in self._parts for group in each.param_groups for param in group["params"]]
+        masters = [param.data for each in self.parts for group in each.param_groups for param in group["params"]]
         return masters + self._state()
 
     @property
-    def _parts(self) -> list[Any]:
+    def parts(self) -> list[Any]:
+        """megatron-core's optimizers of this rank: one of the experts', if there are any, and one of the rest."""
         parts = getattr(self.inner, "chained_optimizers", [self.inner])
         return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
 
     def _state(self) -> list[torch.Tensor]:
-        entries = [entry for part in self._parts for entry in part.optimizer.state.values()]
+        entries = [entry for part in self.parts for entry in part.optimizer.state.values()]
         return [value for entry in entries for value in entry.values() if torch.is_tensor(value)]

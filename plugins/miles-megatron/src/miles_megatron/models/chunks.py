@@ -9,6 +9,12 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -17,7 +23,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from miles_megatron.models.norm import RMSNorm
 
 if TYPE_CHECKING:
-    from miles_megatron.models.architecture import Architecture
+    from miles_megatron.architecture import Architecture
 
 
 def build_chunks(
@@ -31,7 +37,6 @@ def build_chunks(
     sequence_parallel: bool,
     dtype: torch.dtype,
     core_attention: type,
-    vocab_multiple: int = 128,
     recompute_granularity: str | None = None,
     recompute_method: str | None = None,
     recompute_num_layers: int | None = None,
@@ -45,7 +50,6 @@ def build_chunks(
         sequence_parallel: tensor-parallel ranks share the tokens of norms and residuals.
         dtype: of parameters and computation.
         core_attention: module class of the attention proper.
-        vocab_multiple: the vocabulary is padded to a multiple of this times ``tp``.
         recompute_granularity, recompute_method, recompute_num_layers, recompute_modules: as megatron-core has them.
     """
     config = TransformerConfig(
@@ -88,7 +92,7 @@ def build_chunks(
         recompute_modules=recompute_modules,
         **_experts(architecture),
     )
-    return [_chunk(architecture, config, core_attention, vocab_multiple * tp, vpp, number) for number in range(vpp)]
+    return [_chunk(architecture, config, core_attention, tp, vpp, number) for number in range(vpp)]
 
 
 def _experts(architecture: Architecture) -> dict[str, Any]:
@@ -109,18 +113,16 @@ def _experts(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def _chunk(
-    architecture: Architecture, config: TransformerConfig, core_attention: type, multiple: int, vpp: int, number: int
-) -> GPTModel:
+def _chunk(architecture: Architecture, config: TransformerConfig, core_attention: type, tp: int, vpp: int, number: int) -> GPTModel:
     stage = number if vpp > 1 else None
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=stage is None, vp_stage=stage)
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=stage is None, vp_stage=stage)
     start, count = get_transformer_layer_offset(config, vp_stage=stage), get_num_layers_to_build(config, vp_stage=stage)
     layers = [_layer(architecture, architecture.sparse[start + i], core_attention) for i in range(count)]
-    return GPTModel(
+    model = GPTModel(
         config,
         TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
-        vocab_size=-(-architecture.vocab_size // multiple) * multiple,
+        vocab_size=architecture.padded_vocab(tp),
         max_sequence_length=architecture.max_positions,
         pre_process=first,
         post_process=last,
@@ -133,6 +135,21 @@ def _chunk(
         seq_len_interpolation_factor=architecture.rope_interpolation,
         vp_stage=stage,
     )
+    _mark(model)
+    return model
+
+
+def _mark(model: GPTModel) -> None:
+    """Say which parameters tensor-parallel ranks share, by which norms of gradients go: an initialisation would have said it."""
+    kinds = {ColumnParallelLinear: 0, RowParallelLinear: 1, VocabParallelEmbedding: 0}
+    for module in model.modules():
+        dim = next((dim for kind, dim in kinds.items() if isinstance(module, kind)), None)
+        shared = [] if dim is None else [(module.weight, dim)]
+        if isinstance(module, ColumnParallelLinear):
+            shared.append((module.bias, 0))
+        for param, dim in shared:
+            if param is not None and not getattr(param, "tensor_model_parallel", False):
+                set_tensor_model_parallel_attributes(param, True, dim, 1)
 
 
 def _layer(architecture: Architecture, sparse: bool, core_attention: type) -> ModuleSpec:

@@ -15,7 +15,7 @@ from miles_core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-OWNER = "miles-fsdp"
+OWNER = "miles-core"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -81,15 +81,22 @@ class HfWeights:
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """A tensor, or rows ``[start, stop)`` of its first dimension, as stored, on the CPU."""
-        stored = self.tensors[name]
-        handle = self._open.get(stored.file)
-        if handle is None:
-            handle = self._open[stored.file] = safe_open(str(stored.file), framework="pt")
+        stored, handle = self.tensors[name], self._handle(name)
         if rows is None or not stored.shape:
             return handle.get_tensor(name)  # type: ignore[no-any-return]
         if rows[0] >= rows[1]:
             return torch.empty((0, *stored.shape[1:]), dtype=stored.dtype)
         return handle.get_slice(name)[rows[0] : rows[1]]  # type: ignore[no-any-return]
+
+    def _handle(self, name: str) -> Any:
+        file = self.tensors[name].file
+        if file not in self._open:
+            self._open[file] = safe_open(str(file), framework="pt")
+        return self._open[file]
+
+    def read_columns(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Columns ``[start, stop)`` of a matrix, as stored, on the CPU."""
+        return self._handle(name).get_slice(name)[:, start:stop]  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Unmap the files."""

@@ -55,6 +55,7 @@ class Architecture:
         expert_ffn: hidden units of an expert.
         renormalises: whether the weights of a token's experts add up to 1.
         sparse: for each layer, whether it is a mixture of experts.
+        vocab_multiple: the vocabulary is padded to a multiple of this times the tensor-parallel size.
     """
 
     name: str
@@ -78,14 +79,21 @@ class Architecture:
     expert_ffn: int = 0
     renormalises: bool = True
     sparse: tuple[bool, ...] = ()
+    vocab_multiple: int = 128
+
+    def padded_vocab(self, ranks: int) -> int:
+        """Rows of the embedding, padding included, on all of so many tensor-parallel ranks."""
+        multiple = self.vocab_multiple * ranks
+        return -(-self.vocab_size // multiple) * multiple
 
 
-def architecture(config: Mapping[str, Any], name: str | None = None) -> Architecture:
+def architecture(config: Mapping[str, Any], name: str | None = None, vocab_multiple: int = 128) -> Architecture:
     """The constants that a ``config.json`` says.
 
     Args:
         config: its content.
         name: of the family, when it is not the config's own ``model_type``.
+        vocab_multiple: see :class:`Architecture`.
 
     Raises:
         UsageError: the model is not of a family here, or has a part that is not built (M345).
@@ -94,13 +102,15 @@ def architecture(config: Mapping[str, Any], name: str | None = None) -> Architec
     family = FAMILIES.get(kind)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
-        raise _unsupported(kind, f"supported are {known}", "take one of these, or give --custom-model-provider-path, or --backend fsdp")
+        fix = "take one of these, or --backend fsdp, or give --custom-model-provider-path"
+        raise _unsupported(kind, f"supported are {known}", fix)
     _check_parts(kind, config)
     heads = int(config["num_attention_heads"])
     layers = int(config["num_hidden_layers"])
     theta, factor, interpolation = _rope(kind, config)
     bias = family.qkv_bias if isinstance(family.qkv_bias, bool) else bool(config.get(family.qkv_bias, False))
-    experts = int(config.get("num_experts") or 0) if family.experts else 0
+    # Newer releases of transformers write the second name.
+    experts = int(config.get("num_experts") or config.get("num_local_experts") or 0) if family.experts else 0
     return Architecture(
         name=kind,
         layers=layers,
@@ -123,6 +133,7 @@ def architecture(config: Mapping[str, Any], name: str | None = None) -> Architec
         expert_ffn=int(config.get("moe_intermediate_size") or 0) if experts else 0,
         renormalises=bool(config.get("norm_topk_prob", False)),
         sparse=tuple(_is_sparse(config, layer) for layer in range(layers)) if experts else (False,) * layers,
+        vocab_multiple=vocab_multiple,
     )
 
 

@@ -1,0 +1,8 @@
+"""Directories in Hugging Face's format: reading the weights of one, and writing one. Imports torch."""
+
+from __future__ import annotations
+
+from miles_core.hf.folder import write_hf
+from miles_core.hf.weights import HfWeights
+
+__all__ = ["HfWeights", "write_hf"]

@@ -1,0 +1,188 @@
+"""What training goes on from, under HF names and whole: it can be taken up on any other parallel sizes.
+
+A folder for each kind of tensor (master weights, Adam's moments, overwritten copies), each a set of safetensors files with an
+index, as checkpoints are. Ranks gather a bucket at a time and take turns in writing; every rank reads its own parts alone.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from miles_core.accelerator.device import accelerator
+from miles_core.errors import UsageError
+from miles_core.hf import HfWeights
+from miles_megatron.architecture import OWNER
+from miles_megatron.mapping.export import export_tensors
+from miles_megatron.mapping.load import Stored, load_tensors
+from miles_megatron.mapping.table import entries
+from miles_megatron.moments import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from miles_megatron.architecture import Architecture
+    from miles_megatron.mapping.table import Entry
+    from miles_megatron.optimizer import Optimizer
+
+FORMAT = 1
+BUCKET_BYTES = 1 << 29
+_FACTS = "megatron.json"
+
+
+def save(
+    directory: Path,
+    chunks: Sequence[Any],
+    architecture: Architecture,
+    optimizer: Optimizer,
+    copies: dict[str, list[torch.Tensor]],
+) -> None:
+    """Write master weights, optimizer, step count, copies and this rank's RNG into ``directory``. Collective.
+
+    Args:
+        chunks: the parts of the model, not wrapped.
+        copies: weights that training changed and that no checkpoint holds, in the order of the parameters.
+    """
+    found, moments = entries(chunks, architecture), Moments(optimizer)
+    for field in moments.fields:
+        _write(directory / field, found, lambda i, field=field: moments.whole(field, found[i].param), architecture, torch.float32)
+    for name, tensors in copies.items():
+        _write(directory / f"copy-{name}", found, lambda i, held=tensors: held[i].to(found[i].param.device), architecture, None)
+    torch.save(_random_state(), directory / f"random-{dist.get_rank()}.pt")
+    if dist.get_rank() == 0:
+        facts = {
+            "format": FORMAT,
+            "architecture": architecture.name,
+            "world_size": dist.get_world_size(),
+            "optimizer": optimizer.kind,
+            "steps": optimizer.finished,
+            "adam_steps": moments.steps,
+            "fields": list(moments.fields),
+            "copies": sorted(copies),
+        }
+        (directory / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    dist.barrier()
+
+
+def load(
+    directory: Path,
+    chunks: Sequence[Any],
+    architecture: Architecture,
+    optimizer: Optimizer,
+    copies: dict[str, list[torch.Tensor]],
+) -> list[str]:
+    """Restore what :func:`save` wrote, in place; the RNG only on as many ranks as saved it. Collective.
+
+    Args:
+        copies: where to write copies that were saved.
+
+    Returns:
+        the names of those.
+
+    Raises:
+        UsageError: the state is not there, or of another model or optimizer (M344).
+    """
+    facts = _read(directory)
+    for what, mine in (("architecture", architecture.name), ("optimizer", optimizer.kind)):
+        if facts[what] != mine:
+            raise _misfit(directory, f"its {what} is {facts[what]}, and not {mine}")
+    if odd := sorted(set(facts["copies"]) - copies.keys()):
+        raise _misfit(directory, f"it has weights {odd[0]}, which this run does not keep")
+    found, moments = entries(chunks, architecture), Moments(optimizer)
+    moments.begin(facts["fields"], facts["adam_steps"])
+    for field in facts["fields"]:
+        targets = (torch.empty_like(each.param, dtype=torch.float32) for each in found)
+        _fill(
+            directory,
+            directory / field,
+            found,
+            targets,
+            architecture,
+            lambda i, t, field=field: moments.put(field, found[i].param, t),
+        )
+    for name in facts["copies"]:
+        _fill(directory, directory / f"copy-{name}", found, iter(copies[name]), architecture, lambda i, tensor: None)
+    optimizer.finished = facts["steps"]
+    if facts["world_size"] == dist.get_world_size():
+        _set_random_state(torch.load(directory / f"random-{dist.get_rank()}.pt", weights_only=True))
+    dist.barrier()
+    return list(facts["copies"])
+
+
+def _write(
+    folder: Path,
+    found: Sequence[Entry],
+    take: Callable[[int], torch.Tensor],
+    architecture: Architecture,
+    dtype: torch.dtype | None,
+) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if rank == 0:
+        folder.mkdir(parents=True)
+    dist.barrier()
+    places: dict[str, str] = {}
+    for number, bucket in enumerate(export_tensors(found, take, architecture, BUCKET_BYTES, dtype)):
+        file = f"part-{number:05d}.safetensors"
+        places.update((name, file) for name, _ in bucket)
+        if number % world == rank:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in bucket}, folder / file, {"format": "pt"})
+    if rank == 0:
+        index = {"metadata": {}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    dist.barrier()
+
+
+def _fill(
+    directory: Path,
+    folder: Path,
+    found: Sequence[Entry],
+    targets: Any,
+    architecture: Architecture,
+    done: Callable[[int, torch.Tensor], None],
+) -> None:
+    try:
+        weights = HfWeights(folder)
+        stored = Stored(weights)
+        for number, entry in enumerate(found):
+            target = next(targets)
+            load_tensors([entry], [target], architecture, stored)
+            done(number, target)
+        weights.close()
+    except UsageError as cause:
+        raise _misfit(directory, cause.what) from cause
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((directory / _FACTS).read_text(encoding="utf-8"))
+        known = facts["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise _misfit(directory, f"{_FACTS} cannot be read ({cause})") from cause
+    if not known:
+        raise _misfit(directory, f"its format is {facts['format']} and not {FORMAT}")
+    return facts
+
+
+def _misfit(directory: Path, why: str) -> UsageError:
+    fix = "resume with the options and the checkpoint that the run was started with, or start fresh without --load"
+    return UsageError("M344", f"cannot resume from {directory}", owner=OWNER, why=why, fix=fix)
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    here = accelerator()
+    if (device := here.random_state()) is not None:
+        state[here.type] = device
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    here = accelerator()
+    if here.type in state.keys() - {"cpu"}:
+        here.set_random_state(state[here.type])
