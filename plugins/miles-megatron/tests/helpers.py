@@ -8,10 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from miles_megatron.options import MegatronOptions
+
 from miles_core.config import ClusterOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.protocols.backend import ModelSpec
-from miles_megatron.options import MegatronOptions
 
 if TYPE_CHECKING:
     from miles_megatron.backend import MegatronBackend
@@ -31,7 +32,7 @@ def shared() -> ModuleType:
 
 
 def write_checkpoints(root: Path) -> None:
-    """``qwen3`` (tied), ``llama`` (untied), ``moe`` and ``deep``, which has four layers."""
+    """``qwen3`` (tied), ``llama`` (untied), ``moe``, ``deep`` of four layers, and ``other``, which is near ``qwen3``."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -41,6 +42,11 @@ def write_checkpoints(root: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     deep = Qwen3Config(vocab_size=tiny.VOCABULARY, num_hidden_layers=4, initializer_range=0.2, tie_word_embeddings=True, **sizes)
     Qwen3ForCausalLM(deep).save_pretrained(root / "deep")
+    other = Qwen3ForCausalLM.from_pretrained(root / "qwen3")
+    with torch.no_grad():
+        for param in other.parameters():
+            param.mul_(1.1)
+    other.save_pretrained(root / "other")
 
 
 def make_backend(
@@ -74,14 +80,11 @@ SPLITS: dict[str, tuple[str, dict[str, Any]]] = {
     "TP2 untied": ("llama", TP),
     "TP2 SP": ("qwen3", SP),
     "PP2": ("qwen3", PP),
-    "PP2 untied": ("llama", PP),
     "PP2 virtual": ("deep", {**PP, "virtual_stages": 2}),
     "CP2": ("qwen3", CP),
     "EP2": ("moe", EP),
     "TP2 SP experts": ("moe", SP),
-    "PP2 experts": ("moe", PP),
-    "CP2 recomputed": ("qwen3", {**CP, "recompute_granularity": "selective"}),
-    "TP2 SP recomputed": ("qwen3", {**SP, "recompute_granularity": "full"}),
+    "CP2 recomputed": ("llama", {**CP, "recompute_granularity": "selective"}),
     "PP2 recomputed": ("qwen3", {**PP, "recompute_granularity": "full", "recompute_method": "block"}),
 }
 """Checkpoint and options by name."""

@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.moe import moe_utils
 
 from miles_core.config import TrainingOptions
@@ -92,6 +98,7 @@ def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: 
     if critic:
         value_head.install(chunks, config.get(TrainingOptions).seed)
     for chunk in chunks:
+        _mark_shared(chunk)
         chunk.to(device)
         chunk.requires_grad_(trainable)
         # Rows are of any length, except between interleaved stages, and nothing is divided by micro-batches, ranks or tokens.
@@ -100,6 +107,19 @@ def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: 
         chunk.config.batch_p2p_comm = device.type == "cuda"
         chunk.config.overlap_p2p_comm = False
     return Model(chunks, architecture, Policy(chunks, architecture.vocab_size, compute=compute))
+
+
+def _mark_shared(chunk: Any) -> None:
+    """Say of each weight that tensor-parallel ranks share that they do, which decides on what counts in the gradient's norm.
+
+    megatron-core says so as it draws initial weights, and nobody draws any here.
+    """
+    dims = ((ColumnParallelLinear, 0), (RowParallelLinear, 1), (VocabParallelEmbedding, 0))
+    for module in chunk.modules():
+        for kind, dim in dims:
+            weight = getattr(module, "weight", None)
+            if isinstance(module, kind) and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=dim, stride=1)
 
 
 def _provided(provider: Callable[[bool, bool, int | None], Any], options: MegatronOptions) -> list[Any]:

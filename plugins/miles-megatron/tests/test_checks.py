@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from miles_megatron.options import MegatronOptions
+from miles_megatron.plugin import miles_backend, miles_configure
+
+from miles_core.config import ClusterOptions, CriticOptions, RolloutOptions, TrainingOptions
+from miles_core.options import Config
+from miles_core.plugins.events import Configure
+
+DENSE = {
+    "model_type": "qwen3",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 6,
+    "vocab_size": 100,
+}
+EXPERTS = {**DENSE, "model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+
+
+@pytest.fixture
+def found(tmp_path: Path):
+    """The errors of these options, for a model and a number of ranks."""
+
+    def check(model=DENSE, ranks=8, layout="thd", critics=None, **options) -> list[str]:
+        (tmp_path / "config.json").write_text(json.dumps(model), encoding="utf-8")
+        errors = []
+        parts = (
+            MegatronOptions(**options),
+            RolloutOptions(hf_checkpoint=str(tmp_path)),
+            ClusterOptions(actor_num_gpus_per_node=ranks),
+            CriticOptions(critic_num_gpus_per_node=critics),
+            TrainingOptions(qkv_format=layout),
+        )
+        miles_configure(Configure(Config.of(*parts), errors.append))
+        return [str(error) for error in errors]
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True, "pipeline_model_parallel_size": 2, "context_parallel_size": 2},
+        {"pipeline_model_parallel_size": 2, "virtual_stages": 3, "overlap_grad_reduce": True, "overlap_param_gather": True},
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 2},
+        {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    ],
+)
+def test_what_fits_passes(found, options):
+    assert found(**options) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tensor_model_parallel_size": 8}, "does not divide the model's 4 key-value heads. Do: take 1 or 2 or 4"),
+        ({"tensor_model_parallel_size": 0}, "--tensor-model-parallel-size is 0"),
+        ({"pipeline_model_parallel_size": 4}, "does not divide the model's 6 layers. Do: take 1 or 2 or 3 or 6"),
+        ({"context_parallel_size": 8, "tensor_model_parallel_size": 2}, "8 ranks of the actor do not divide into parts of 16"),
+        ({"context_parallel_size": 4, "tensor_model_parallel_size": 4, "ranks": 16}, "does not divide the 2 attention heads"),
+        ({"expert_model_parallel_size": 2}, "the model has no experts"),
+        ({"expert_model_parallel_size": 4, "model": EXPERTS}, "does not divide the model's 6 experts"),
+        ({"expert_model_parallel_size": 3, "model": EXPERTS}, "8 ranks of a pipeline stage do not divide into parts of 3"),
+        ({"tensor_model_parallel_size": 2, "critics": 3}, "3 ranks of the critic do not divide into parts of 2"),
+    ],
+)
+def test_sizes_that_fit_neither_run_nor_model(found, options, said):
+    errors = found(**options)
+    assert any(said in error for error in errors), errors
+    assert all(error.startswith("M550 miles-megatron: ") for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"context_parallel_size": 2, "layout": "bshd"}, "--context-parallel-size 2 contradicts --qkv-format bshd"),
+        ({"sequence_parallel": True}, "--sequence-parallel has no effect"),
+        ({"virtual_stages": 2}, "--num-virtual-stages-per-pipeline-rank 2 has no effect"),
+        ({"virtual_stages": 3, "pipeline_model_parallel_size": 2, "layout": "bshd"}, "contradicts --qkv-format bshd"),
+        ({"overlap_param_gather": True}, "--overlap-param-gather lacks what it builds on"),
+        (
+            {"overlap_param_gather": True, "overlap_grad_reduce": True, "use_distributed_optimizer": False},
+            "lacks what it builds on",
+        ),
+        ({"recompute_method": "block"}, "--recompute-method has no effect"),
+        ({"recompute_num_layers": 2}, "--recompute-num-layers has no effect"),
+        ({"recompute_granularity": "full", "recompute_num_layers": 0}, "--recompute-num-layers is 0"),
+        ({"recompute_modules": ["mlp"]}, "--recompute-modules has no effect"),
+        ({"train_memory_margin_bytes": -1}, "--train-memory-margin-bytes is -1"),
+        ({"enable_mtp_training": True}, "--enable-mtp-training has nothing to train"),
+        ({"mtp_num_layers": 1}, "--mtp-num-layers has nothing to train"),
+        ({"megatron_to_hf_mode": "bridge"}, "--megatron-to-hf-mode bridge cannot be used"),
+        ({"tensor_model_parallel_size": 2, "model": EXPERTS}, "set --sequence-parallel"),
+    ],
+)
+def test_options_that_contradict_each_other(found, options, said):
+    (error,) = found(**options)
+    assert error.startswith("M551 miles-megatron: ")
+    assert said in error
+
+
+def test_models_that_are_not_built(found):
+    (error,) = found(model={**DENSE, "model_type": "gemma2"})
+    assert error.startswith("M345 miles-megatron")
+    assert found(model={**DENSE, "model_type": "gemma2"}, custom_model_provider_path="my.provider") == []
+    assert found(model={**DENSE, "model_type": "mine"}, model_name="qwen3") == []
+
+
+def test_an_unreadable_config_is_left_to_others(found, tmp_path):
+    assert found(model="no object") == []
+
+
+def test_the_record_imports_nothing_heavy():
+    (record,) = miles_backend()
+    assert record.name == "megatron"
+    code = "import miles_megatron.plugin, sys; sys.exit(any(name in sys.modules for name in ('torch', 'megatron', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
