@@ -95,6 +95,16 @@ def test_nothing_is_left_of_a_server_that_was_stopped(serve):
     served.engine.stop()
 
 
+def test_an_engine_that_was_stopped_starts_anew(serve, request_of, checkpoint):
+    served = serve()
+    served.engine.pause()
+    served.engine.begin_weights(1)
+    served.engine.stop()
+    url = served.engine.start(EngineLaunch(rank=0, model=checkpoint))
+    assert served.engine.serving
+    assert type(served)(served.engine, url).ask(request_of("a"))["a"].finish_reason is FinishReason.LENGTH
+
+
 def test_a_server_ends_with_the_process_that_started_it(serve):
     served = serve()
     process = psutil.Process(served.engine.info()["pid"])

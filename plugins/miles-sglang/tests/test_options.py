@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from miles_core.config import ClusterOptions, RouterOptions
+from miles_core.config import ClusterOptions, RolloutOptions, RouterOptions
 from miles_core.options import Config
 from miles_core.options.option import options_of
 from miles_core.options.parse import parse_arguments, split_arguments
@@ -193,6 +193,11 @@ def test_values_that_cannot_work(server, own, said):
 def test_roles_and_sizes_of_engines(prefill, groups, said):
     errors, _ = configured(Config.of(SGLangOptions(prefill_num_servers=prefill), *groups))
     assert [error for error in errors if said in error] if said else errors == []
+
+
+def test_weights_of_external_servers_are_not_read():
+    errors, _ = configured(Config.of(ClusterOptions(rollout_external=True), RolloutOptions(check_weight_update_equal=True)))
+    assert [error[:4] for error in errors] == ["M522"]
 
 
 def test_good_values_pass():

@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from miles_core.config import ClusterOptions, DebugOptions, RouterOptions, TrainingOptions
+from miles_core.config import ClusterOptions, DebugOptions, RolloutOptions, RouterOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_sglang.fp8 import METHOD
 from miles_sglang.options import ARGUMENTS, ServerOptions, SGLangOptions
@@ -32,6 +32,10 @@ def check(event: Configure) -> None:
         if value < low:
             event.error(UsageError("M510", f"{flag} is {value}", owner=OWNER, fix=f"give {low} or more"))
     _check_arguments(event)
+    if config.peek(ClusterOptions).rollout_external and config.peek(RolloutOptions).check_weight_update_equal:
+        what = "--check-weight-update-equal does not go with --rollout-external"
+        why = "weights of servers that miles did not start cannot be read"
+        event.error(UsageError("M522", what, owner=OWNER, why=why, fix="leave it out"))
     _check_fp8(event, server)
     _check_parallel(event, server)
     _check_roles(event, own.prefill_num_servers)

@@ -64,6 +64,7 @@ class SGLangEngine:
         """
         if self._process is not None or self._remote is not None:
             raise RunError("M515", "the engine was started twice", owner=OWNER)
+        self._paused, self._released, self._defined, self._sync = None, set(), True, None
         if launch.url:
             return self._attach(launch)
         if not self._options.launcher and installed_source()[0] is None:
