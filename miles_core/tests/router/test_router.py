@@ -270,6 +270,28 @@ def test_an_abort_reaches_every_worker_and_begins_nothing_anew(play) -> None:
     play(scene, settings=replace(QUICK, health_interval=60.0))
 
 
+@BOTH
+def test_calls_that_wait_are_aborted_as_well(play, short: bool) -> None:
+    async def scene(stage) -> None:
+        worker = stage.workers[0]
+        worker.hold.clear()
+        calls = [asyncio.create_task(stage.generate([1]))]
+        await stage.until(lambda: worker.now == 1)
+        calls += [asyncio.create_task(stage.generate(ids)) for ids in ([2], [[3], [4]])]
+        streamed = asyncio.create_task(stage.stream([[5], [6]]))
+        await stage.until(lambda: stage.router.gate.queued == 3)
+        await stage.post("/abort_request", {"abort_all": True})
+        worker.hold.set()
+        answers = [(await call)[1] for call in calls]
+        waited = [answers[1], *answers[2], *await streamed]
+        assert [each["meta_info"]["finish_reason"]["type"] for each in waited] == ["abort"] * 5
+        assert [event["index"] for event in waited[3:]] == [0, 1]
+        assert len(worker.seen) == 1
+        assert (await stage.generate([7]))[1]["output_ids"] == [7]
+
+    play(scene, count=1, settings=replace(QUICK, max_connections=1), short=short)
+
+
 def test_other_calls_are_passed_on_and_reads_are_tried_again(play) -> None:
     async def scene(stage) -> None:
         async with stage.caller.put(f"{stage.url}/some%2Fwhere?x=1%20", data=b"body") as response:

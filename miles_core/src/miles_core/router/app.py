@@ -159,8 +159,9 @@ class RouterServer:
     async def _quick(self, body: bytes, prompt: bytes) -> bytes:
         """The answer to a call that goes the short way."""
         try:
+            aborts = self.generator.aborts
             async with self.gate.place():
-                answer = await self.generator.one(prompt, body)
+                answer = await self.generator.one(prompt, body, aborts)
         except Exception as error:
             failure = explained(error)
             self.tally.answers[failure[0]] += 1
@@ -211,8 +212,9 @@ class RouterServer:
     async def _gated(self, request: web.Request) -> web.StreamResponse:
         posted = request.method == "POST"
         if posted and request.path == "/generate":
+            aborts = self.generator.aborts
             async with self.gate.place():
-                return await self._generate(request)
+                return await self._generate(request, aborts)
         if self.chat is not None and self.chat.serves(request.path):
             return await self.chat.handle(request, await exchange_of(request).body())
         if posted and request.path in TO_ALL:
@@ -222,15 +224,15 @@ class RouterServer:
         async with self.gate.place():
             return await to_one(request, self.pool, self.upstream)
 
-    async def _generate(self, request: web.Request) -> web.StreamResponse:
+    async def _generate(self, request: web.Request, aborts: int) -> web.StreamResponse:
         from aiohttp import web
 
         exchange = exchange_of(request)
         call = Call.of(await exchange.document())
         if not (call.batched or call.stream or exchange.answered):
-            body = await self.generator.one(call.prompts[0], await exchange.body())
+            body = await self.generator.one(call.prompts[0], await exchange.body(), aborts)
             return web.Response(body=body, content_type="application/json")
-        answers = self.generator.answer(call)
+        answers = self.generator.answer(call, aborts)
 
         def tell(event: Event) -> None:
             if exchange.answered and (event[1].get("meta_info") or {}).get("finish_reason") is not None:
@@ -250,7 +252,8 @@ class RouterServer:
         """A reply of the chat endpoint, from a worker."""
         request = GenerateRequest(uuid.uuid4().hex, ids, params, return_routed_experts=routed)
         call = Call.of(json.loads(encode_call([request], batched=False, stream=stream)))
-        async with self.gate.place(), aclosing(self.generator.answer(call)) as answers:
+        aborts = self.generator.aborts
+        async with self.gate.place(), aclosing(self.generator.answer(call, aborts)) as answers:
             async for _, document in answers:
                 yield str(document.get("text", "")), decode_result(document, request.rid)
 

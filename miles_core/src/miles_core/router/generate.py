@@ -52,31 +52,35 @@ class Generator:
 
     Args:
         patience: seconds that a call waits for a worker when there is none.
+
+    Attributes:
+        aborts: how often everything was aborted. A call that came before the last time is not sent to a worker any more.
+        retries: prompts that were sent to another worker.
     """
 
     def __init__(self, pool: Pool, upstream: Upstream, patience: float = PATIENCE) -> None:
         self._pool = pool
         self._upstream = upstream
         self._patience = patience
-        self._aborts = 0
+        self.aborts = 0
         self.retries = 0
 
     def aborted(self) -> None:
         """Everything in flight has been told to end."""
-        self._aborts += 1
+        self.aborts += 1
 
-    async def one(self, prompt: Sequence[int] | bytes, body: bytes) -> bytes:
+    async def one(self, prompt: Sequence[int] | bytes, body: bytes, aborts: int) -> bytes:
         """The answer to a call with one prompt that is no stream, as the worker wrote it.
 
         Args:
             prompt: its tokens, or their text, for the choice of a worker.
             body: the call as JSON.
+            aborts: :attr:`aborts` when the call came.
 
         Raises:
             AnswerError: an error that is the answer.
         """
         tried: set[Worker] = set()
-        aborts = self._aborts
         for attempt in range(1, ATTEMPTS + 1):
             worker = self._pool.choose(prompt, tried) or self._pool.choose(prompt)
             if worker is None:
@@ -85,11 +89,13 @@ class Generator:
                 worker = self._pool.choose(prompt)
                 assert worker is not None, "the pool has a live worker"
             tried.add(worker)
+            if self.aborts != aborts:
+                break
             try:
                 answer = await self._upstream.exchange(worker, "/generate", body)
             except WorkerError as error:
-                if self._aborts != aborts:
-                    return dumps(Call.of(json.loads(body)).aborted(0, self._pool.version))
+                if self.aborts != aborts:
+                    break
                 if attempt == ATTEMPTS:
                     raise refusal(504 if error.silent else 502, f"sent to workers {attempt} times: {error}") from error
                 self.retries += 1
@@ -100,16 +106,19 @@ class Generator:
             if (found := VERSION.search(answer)) is not None:
                 self._pool.saw_version(found[1].decode())
             return answer
-        raise AssertionError("the last attempt returns or raises")
+        return dumps(Call.of(json.loads(body)).aborted(0, self._pool.version))
 
-    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+    async def answer(self, call: Call, aborts: int) -> AsyncGenerator[Event, None]:
         """``(index, document)`` as they come. A stream may have several of one prompt, the last of which has a finish reason.
+
+        Args:
+            aborts: :attr:`aborts` when the call came.
 
         Raises:
             AnswerError: an error that is the answer to the whole call.
         """
         queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
-        task = asyncio.create_task(self._all(call, queue))
+        task = asyncio.create_task(self._all(call, aborts, queue))
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, BaseException):
@@ -119,9 +128,9 @@ class Generator:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _all(self, call: Call, queue: asyncio.Queue[Any]) -> None:
+    async def _all(self, call: Call, aborts: int, queue: asyncio.Queue[Any]) -> None:
         try:
-            await self._spread(call, _Part(dict.fromkeys(range(len(call.prompts)), False)), self._aborts, queue)
+            await self._spread(call, _Part(dict.fromkeys(range(len(call.prompts)), False)), aborts, queue)
         except Exception as error:
             found: BaseException = error
             while isinstance(found, BaseExceptionGroup):
@@ -134,6 +143,9 @@ class Generator:
         """Send every prompt of a part to a worker, equal ones to the same."""
         if not await self._pool.wait(self._patience):
             raise refusal(503, f"none of {len(self._pool.workers)} workers is well")
+        if self.aborts != aborts:
+            self._give_up(call, part, queue)
+            return
         parts: dict[Worker, _Part] = {}
         for group in call.groups():
             mine = [index for index in group if index in part.open]
@@ -160,9 +172,8 @@ class Generator:
         except WorkerError as error:
             if any(part.open.values()):
                 raise refusal(502, f"a worker went away in the midst of a response: {error}") from error
-            if self._aborts != aborts:
-                for index in part.open:
-                    queue.put_nowait((index, call.aborted(index, self._pool.version)))
+            if self.aborts != aborts:
+                self._give_up(call, part, queue)
                 return
             if part.attempts >= ATTEMPTS:
                 raise refusal(504 if error.silent else 502, f"sent to workers {part.attempts} times: {error}") from error
@@ -170,6 +181,12 @@ class Generator:
             if self._pool.choose((), part.tried) is None:
                 await asyncio.sleep(BACKOFF * 2**part.attempts)
             await self._spread(call, part, aborts, queue)
+
+    def _give_up(self, call: Call, part: _Part, queue: asyncio.Queue[Any]) -> None:
+        """Answer what is open as aborted."""
+        for index in part.open:
+            document = call.aborted(index, self._pool.version)
+            queue.put_nowait((index, {**document, "index": index} if call.batched and call.stream else document))
 
     async def _attempt(self, call: Call, worker: Worker, part: _Part, queue: asyncio.Queue[Any]) -> None:
         """Pass a worker's answers on, and take those that are whole out of the part."""
