@@ -209,6 +209,52 @@ def routes(root: Path) -> dict[str, Any]:
     return found
 
 
+def states(root: Path) -> dict[str, Any]:
+    """A state that is taken up on the same and on other parallel sizes: whether weights are equal, and how far the next step is."""
+    found = {}
+    cases: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+        "DP2 to DP2": ("qwen3", {}, {}),
+        "TP2 SP to TP2 SP": ("qwen3", SP, SP),
+        "DP2 to TP2 SP": ("qwen3", {}, SP),
+        "TP2 SP to PP2": ("qwen3", SP, PP),
+        "PP2 to DP2 without sharing": ("qwen3", PP, {"use_distributed_optimizer": False}),
+        "EP2 to TP2 SP": ("moe", EP, SP),
+    }
+    for number, (name, (model, before, after)) in enumerate(cases.items()):
+        folder = root / f"state-{number}"
+        if dist.get_rank() == 0:
+            folder.mkdir()
+        dist.barrier()
+        spec = {"copies": ("ref",)}
+        backend = make_backend(root / model, training=ADAM, spec=spec, **before)
+        for _ in range(2):
+            backend.train_step(share(backend.parallel), tiny.REQUEST, tiny.loss)
+        backend.copy_weights("actor", "ref")
+        backend.save(folder)
+        saved = tiny.weights_of(backend)
+        report = backend.train_step(share(backend.parallel), tiny.REQUEST, tiny.loss)
+        wanted = tiny.weights_of(backend)
+        other = make_backend(root / model, training=ADAM, spec=spec, **after)
+        other.load(folder)
+        equal = distance(tiny.weights_of(other), saved) == 0
+        again = other.train_step(share(other.parallel), tiny.REQUEST, tiny.loss)
+        same_rate = report.learning_rates == again.learning_rates
+        moved = distance(wanted, saved)
+        other.copy_weights("ref", "actor")
+        copied = distance(tiny.weights_of(other), saved) == 0
+        other.load(folder)
+        other.train_step(share(other.parallel), tiny.REQUEST, tiny.loss)
+        found[name] = equal and same_rate and copied, distance(tiny.weights_of(other), wanted), moved
+    codes = []
+    for model, options in (("llama", {}), ("qwen3", {"optimizer": "sgd"})):
+        try:
+            make_backend(root / model, training=ADAM, spec={"copies": ("ref",)}, **options).load(root / "state-0")
+        except UsageError as error:
+            codes.append(error.code)
+    found["refused"] = codes
+    return found
+
+
 def refusals(root: Path) -> dict[str, str]:
     """Codes of errors."""
     backend = make_backend(root / "qwen3", **TP)
@@ -233,7 +279,7 @@ def main(rank: int, world: int, root: Path) -> None:
     torch.set_num_threads(1)
     minute = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{root}/init-{world}", rank=rank, world_size=world, timeout=minute)
-    parts = (splits, steps, requests, critics, copies, routes, refusals)
+    parts = (splits, steps, requests, critics, copies, routes, states, refusals)
     torch.save({part.__name__: part(root) for part in parts}, root / f"results-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
