@@ -49,7 +49,9 @@ def save(
         copies: weights that training changed and that no checkpoint holds, in the order of the parameters.
     """
     found, moments = entries(chunks, architecture), Moments(optimizer)
-    for field in moments.fields:
+    steps = moments.steps()
+    fields = moments.fields(steps)
+    for field in fields:
         _write(directory / field, found, lambda i, field=field: moments.whole(field, found[i].param), architecture, torch.float32)
     for name, tensors in copies.items():
         _write(directory / f"copy-{name}", found, lambda i, held=tensors: held[i].to(found[i].param.device), architecture, None)
@@ -61,8 +63,8 @@ def save(
             "world_size": dist.get_world_size(),
             "optimizer": optimizer.kind,
             "steps": optimizer.finished,
-            "adam_steps": moments.steps,
-            "fields": list(moments.fields),
+            "adam_steps": steps,
+            "fields": list(fields),
             "copies": sorted(copies),
         }
         (directory / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -27,14 +27,12 @@ class Moments:
         self._optimizer = optimizer
         self._owner = {param: part for part in optimizer.parts for param in _parameters(part)}
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """What there is: the master weights, and the moments once a step was taken."""
-        return (MASTER, *ADAM) if self._optimizer.kind == "adam" and self.steps else (MASTER,)
+    def fields(self, steps: int) -> tuple[str, ...]:
+        """What there is after so many steps of Adam's: the master weights, and the moments once a step was taken."""
+        return (MASTER, *ADAM) if self._optimizer.kind == "adam" and steps else (MASTER,)
 
-    @property
     def steps(self) -> int:
-        """Steps by Adam's own count, which its bias correction goes by."""
+        """Steps by Adam's own count, which its bias correction goes by. Collective: a rank may own a stretch of no parameter."""
         found = 0
         for part in self._optimizer.parts:
             for group in part.param_groups:
@@ -42,7 +40,6 @@ class Moments:
             for entry in part.optimizer.state.values():
                 found = max(found, int(entry.get("step", 0)))
         if dist.get_world_size() > 1:
-            # A rank may own no stretch of any parameter.
             box: list[int] = [0] * dist.get_world_size()
             dist.all_gather_object(box, found)
             found = max(box)
