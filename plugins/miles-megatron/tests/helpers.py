@@ -60,11 +60,23 @@ def make_backend(
     """A backend that is set up, with these :class:`MegatronOptions`; not compared with transformers' model by default."""
     from miles_megatron.backend import MegatronBackend
 
+    leave_groups()
     options.setdefault("check_log_probs", False)
     parts = TrainingOptions(**(training or {})), MegatronOptions(**options), ClusterOptions(device=device)
     backend = MegatronBackend(Config.of(*parts))
     backend.setup(ModelSpec(checkpoint=checkpoint, **{"train_steps": 10, **(spec or {})}))
     return backend
+
+
+def leave_groups() -> None:
+    """Destroy the process groups of the backend before, which is used no more: a thread of each wakes a hundred times a second."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        dist.destroy_process_group(group)
 
 
 TP: dict[str, Any] = {"tensor_model_parallel_size": 2}
