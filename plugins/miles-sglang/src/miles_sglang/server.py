@@ -91,6 +91,8 @@ class ServerProcess:
         if process.stdin is not None:
             with contextlib.suppress(OSError):
                 process.stdin.close()
+        # A child that this process has forked meanwhile may hold the other end of that pipe, too.
+        process.terminate()
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
