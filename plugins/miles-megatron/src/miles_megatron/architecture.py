@@ -18,21 +18,21 @@ class Family:
     """What models of one ``model_type`` have in common.
 
     Attributes:
-        qkv_bias: whether query, key and value have biases: True, False, or the config's field that says so.
+        qkv_bias: whether query, key and value have biases.
         qk_norm: whether queries and keys are normalised per head.
         experts: whether layers may be mixtures of experts.
     """
 
-    qkv_bias: bool | str = False
+    qkv_bias: bool = False
     qk_norm: bool = False
     experts: bool = False
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(qkv_bias="attention_bias"),
+    "llama": Family(),
     "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qkv_bias="attention_bias", qk_norm=True),
-    "qwen3_moe": Family(qkv_bias="attention_bias", qk_norm=True, experts=True),
+    "qwen3": Family(qk_norm=True),
+    "qwen3_moe": Family(qk_norm=True, experts=True),
 }
 """Models that this package builds, by the ``model_type`` of their config."""
 
@@ -105,32 +105,34 @@ def architecture(config: Mapping[str, Any], name: str | None = None, vocab_multi
         fix = "take one of these, or --backend fsdp, or give --custom-model-provider-path"
         raise _unsupported(kind, f"supported are {known}", fix)
     _check_parts(kind, config)
-    heads = int(config["num_attention_heads"])
-    layers = int(config["num_hidden_layers"])
+    heads, layers = _size(kind, config, "num_attention_heads"), _size(kind, config, "num_hidden_layers")
     theta, factor, interpolation = _rope(kind, config)
-    bias = family.qkv_bias if isinstance(family.qkv_bias, bool) else bool(config.get(family.qkv_bias, False))
     # Newer releases of transformers write the second name.
-    experts = int(config.get("num_experts") or config.get("num_local_experts") or 0) if family.experts else 0
+    field = "num_local_experts" if config.get("num_local_experts") else "num_experts"
+    experts = _size(kind, config, field) if family.experts else 0
+    hidden, key_heads = _size(kind, config, "hidden_size"), _size(kind, config, "num_key_value_heads", heads)
+    if heads % key_heads:
+        raise _garbled(kind, "num_key_value_heads", f"is {key_heads}, and does not divide {heads} attention heads")
     return Architecture(
         name=kind,
         layers=layers,
-        hidden=int(config["hidden_size"]),
-        ffn=int(config["intermediate_size"]),
+        hidden=hidden,
+        ffn=_size(kind, config, "intermediate_size"),
         heads=heads,
-        key_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-        vocab_size=int(config["vocab_size"]),
-        max_positions=int(config.get("max_position_embeddings") or 2048),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        key_heads=key_heads,
+        head_dim=_size(kind, config, "head_dim", hidden // heads),
+        vocab_size=_size(kind, config, "vocab_size"),
+        max_positions=_size(kind, config, "max_position_embeddings", 2048),
+        norm_eps=_real(kind, config, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_factor=factor,
         rope_interpolation=interpolation,
         tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=bias,
+        qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
         experts=experts,
-        experts_per_token=int(config.get("num_experts_per_tok") or 0) if experts else 0,
-        expert_ffn=int(config.get("moe_intermediate_size") or 0) if experts else 0,
+        experts_per_token=_size(kind, config, "num_experts_per_tok") if experts else 0,
+        expert_ffn=_size(kind, config, "moe_intermediate_size") if experts else 0,
         renormalises=bool(config.get("norm_topk_prob", False)),
         sparse=tuple(_is_sparse(config, layer) for layer in range(layers)) if experts else (False,) * layers,
         vocab_multiple=vocab_multiple,
@@ -145,7 +147,7 @@ def _check_parts(kind: str, config: Mapping[str, Any]) -> None:
         raise _unsupported(kind, "it has sliding windows, and full attention is built", fix)
     if config.get("mlp_bias"):
         raise _unsupported(kind, "its MLPs have biases, which are not built", fix)
-    if config.get("attention_bias") and kind == "llama":
+    if config.get("attention_bias") and not FAMILIES[kind].qkv_bias:
         raise _unsupported(kind, "its attention's output has a bias, which is not built", fix)
     if config.get("num_nextn_predict_layers") or config.get("mtp_num_layers"):
         raise _unsupported(kind, "it has multi-token-prediction layers, which are not built", fix)
@@ -153,17 +155,20 @@ def _check_parts(kind: str, config: Mapping[str, Any]) -> None:
 
 def _rope(kind: str, config: Mapping[str, Any]) -> tuple[float, float | None, float | None]:
     """Base, Llama 3's factor and interpolation of the rotary angles, from either way to write them."""
-    found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    theta = float(found.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    parts = [config.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise _garbled(kind, "rope_scaling", "is no object")
+    found = {**parts[0], **parts[1]}
+    theta = _real(kind, found if found.get("rope_theta") else config, "rope_theta", 10_000.0)
     form = found.get("rope_type", found.get("type", "default"))
     if form == "default":
         return theta, None, None
     if form == "linear":
-        return theta, None, float(found["factor"])
+        return theta, None, _real(kind, found, "factor")
     # megatron-core has these three numbers of Llama 3.1 built in.
     fixed = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    if form == "llama3" and all(float(found.get(name, value)) == value for name, value in fixed.items()):
-        return theta, float(found["factor"]), None
+    if form == "llama3" and all(found.get(name, value) == value for name, value in fixed.items()):
+        return theta, _real(kind, found, "factor"), None
     raise _unsupported(kind, f"its rotary angles are scaled by {form}, which is not built", "take --backend fsdp")
 
 
@@ -171,6 +176,26 @@ def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
     """As transformers decides it."""
     every = int(config.get("decoder_sparse_step") or 1)
     return layer not in (config.get("mlp_only_layers") or ()) and (layer + 1) % every == 0
+
+
+def _size(kind: str, config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number above 0 of a config."""
+    value = default if config.get(name) is None else config[name]
+    if not isinstance(value, int) or value < 1:
+        raise _garbled(kind, name, "is missing" if value is None else f"is {value!r}, and no whole number above 0")
+    return value
+
+
+def _real(kind: str, config: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A number above 0 of a config."""
+    value = default if config.get(name) is None else config[name]
+    if not isinstance(value, (int, float)) or not value > 0:
+        raise _garbled(kind, name, "is missing" if value is None else f"is {value!r}, and no number above 0")
+    return float(value)
+
+
+def _garbled(kind: str, name: str, why: str) -> UsageError:
+    return _unsupported(kind, f"{name} of its config.json {why}", "give the config.json that belongs to the weights")
 
 
 def _unsupported(kind: str, why: str, fix: str) -> UsageError:

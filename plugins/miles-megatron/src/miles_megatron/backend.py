@@ -87,7 +87,7 @@ class MegatronBackend:
             self._copies.keep(name)
         mapping.load_hf(actor.chunks, actor.architecture, spec.weights or spec.checkpoint)
         if self._options.check_log_probs and not spec.value_head:
-            compare(actor.policy, spec.weights or spec.checkpoint, actor.architecture.vocab_size, self.device)
+            compare(actor.policy, spec.weights or spec.checkpoint, actor.architecture, self.device)
         self._wrapped = wrapped(actor, self._options)
         self._optimizer = Optimizer(self._config, self._wrapped, spec.train_steps, self._compute)
         self._parking["actor"] = Parking()

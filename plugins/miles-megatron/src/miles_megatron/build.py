@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -18,10 +19,12 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.moe import moe_utils
 
 from miles_core.config import TrainingOptions
+from miles_core.errors import UsageError
 from miles_core.plugins.adhoc import load_function
 from miles_megatron import models, value_head
 from miles_megatron.attention import PackedAttention
 from miles_megatron.options import MegatronOptions
+from miles_megatron.parallel import OWNER
 from miles_megatron.policy import Policy
 
 if TYPE_CHECKING:
@@ -123,7 +126,11 @@ def _mark_shared(chunk: Any) -> None:
 
 
 def _provided(provider: Callable[[bool, bool, int | None], Any], options: MegatronOptions) -> list[Any]:
-    """What a function of the user builds for each virtual stage of this rank."""
+    """What a function of the user builds for each virtual stage of this rank.
+
+    Raises:
+        UsageError: that is no ``GPTModel`` (M554).
+    """
     chunks = []
     for number in range(options.virtual_stages):
         stage = number if options.virtual_stages > 1 else None
@@ -131,7 +138,11 @@ def _provided(provider: Callable[[bool, bool, int | None], Any], options: Megatr
             test(ignore_virtual=stage is None, vp_stage=stage)
             for test in (parallel_state.is_pipeline_first_stage, parallel_state.is_pipeline_last_stage)
         )
-        chunks.append(provider(first, last, stage))
+        chunk = provider(first, last, stage)
+        if not isinstance(chunk, GPTModel):
+            what = f"--custom-model-provider-path built a {type(chunk).__name__}"
+            raise UsageError("M554", what, owner=OWNER, fix="return a GPTModel of megatron-core with rotary positions")
+        chunks.append(chunk)
     return chunks
 
 

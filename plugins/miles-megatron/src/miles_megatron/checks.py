@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from miles_core.config import AlgorithmOptions, ClusterOptions, CriticOptions, RolloutOptions, TeacherOptions, TrainingOptions
 from miles_core.errors import UsageError
+from miles_megatron import tensors
 from miles_megatron.architecture import architecture
 from miles_megatron.options import MegatronOptions
 
@@ -33,7 +34,10 @@ MODELS = (
 
 
 def problems(config: Config) -> Iterator[UsageError]:
-    """Why the run cannot be as its options say: sizes (M550), contradictions (M551), models that are not built (M345)."""
+    """Why the run cannot be as its options say.
+
+    Sizes (M550), contradictions (M551), models that are not built (M345), checkpoints that are not the model's (M342, M343).
+    """
     options = config.peek(MegatronOptions)
     wrong = list(_below_one(options))
     yield from wrong
@@ -48,10 +52,14 @@ def problems(config: Config) -> Iterator[UsageError]:
             continue
         if options.custom_model_provider_path is None:
             try:
-                architecture(said, options.model_name)
+                built = architecture(said, options.model_name)
             except UsageError as problem:
                 yield problem
                 continue
+            stored = tensors.stored_shapes(Path(folder).expanduser())
+            if stored is not None:
+                headless = flag == "--critic-load"
+                yield from tensors.problems(built, stored, Path(folder), headless=headless)
         yield from _model(f"{flag} {folder}", Constants.of(said), options)
 
 
@@ -144,6 +152,7 @@ class Constants:
     layers: int
     hidden: int
     experts: int
+    expert_hidden: int
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Constants:
@@ -155,6 +164,7 @@ class Constants:
             layers=_number(config, "num_hidden_layers"),
             hidden=_number(config, "intermediate_size"),
             experts=max(_number(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")),
+            expert_hidden=_number(config, "moe_intermediate_size"),
         )
 
 
@@ -192,6 +202,11 @@ def _model(said: str, model: Constants, options: MegatronOptions) -> Iterator[Us
     elif model.experts % expert:
         why = f"it does not divide the model's {model.experts} experts"
         yield _size(f"{EXPERT} {expert} does not fit {said}", why, _near(model.experts))
+    share = options.expert_tensor_parallel_size or tensor
+    if model.experts and model.expert_hidden % share:
+        flag = f"{TENSOR} {tensor}" if options.expert_tensor_parallel_size is None else f"{EXPERT_TENSOR} {share}"
+        why = f"it does not divide the {model.expert_hidden} hidden units of an expert"
+        yield _size(f"{flag} does not fit {said}", why, _near(model.expert_hidden))
     if model.experts and tensor > 1 and not options.sequence_parallel:
         why = "tensor-parallel ranks exchange the tokens of a mixture of experts, and would all have the same ones"
         yield _contradiction(f"{TENSOR} {tensor} does not fit {said}", why, "set --sequence-parallel")

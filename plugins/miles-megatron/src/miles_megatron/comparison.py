@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from miles_core.accelerator.device import accelerator_of
 from miles_core.errors import UsageError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from transformers import PretrainedConfig
+
+    from miles_megatron.architecture import Architecture
     from miles_megatron.policy import Policy
 
 LENGTHS = (24, 40)
@@ -31,7 +35,7 @@ BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 _log = logging.getLogger(__name__)
 
 
-def compare(policy: Policy, checkpoint: Path, vocabulary: int, device: torch.device) -> None:
+def compare(policy: Policy, checkpoint: Path, architecture: Architecture, device: torch.device) -> None:
     """Compare log-probs of random tokens with those that transformers computes from the checkpoint. Collective.
 
     One rank loads the checkpoint a second time, in the precision of the computation. Where its device has no room for that, nothing
@@ -40,11 +44,11 @@ def compare(policy: Policy, checkpoint: Path, vocabulary: int, device: torch.dev
     Raises:
         UsageError: they differ (M553).
     """
-    rows = _rows(vocabulary)
+    rows = _rows(architecture.vocab_size)
     outputs = Pass(policy, policy.chunks, OutputRequest()).forward([_packed(rows).to(device)])
     difference = torch.zeros(1, dtype=torch.float64, device=device)
     if place().reports and outputs and outputs[0].log_probs is not None:
-        wanted = _of_transformers(checkpoint, rows, device, policy.compute)
+        wanted = _of_transformers(checkpoint, architecture.name, rows, device, policy.compute)
         if wanted is not None:
             difference += float((outputs[0].log_probs - wanted).abs().mean())
     dist.all_reduce(difference, dist.ReduceOp.MAX)
@@ -84,14 +88,16 @@ def _packed(rows: Sequence[torch.Tensor]) -> MicroBatch:
 
 
 def _of_transformers(
-    checkpoint: Path, rows: Sequence[torch.Tensor], device: torch.device, compute: torch.dtype
+    checkpoint: Path, family: str, rows: Sequence[torch.Tensor], device: torch.device, compute: torch.dtype
 ) -> torch.Tensor | None:
     """Log-probs of all tokens but the first of each row; None when there is no room for the model."""
     size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
         _log.warning("log-probs are not compared with those of transformers: there is no room for a second model")
         return None
-    model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=compute, local_files_only=True).to(device).eval()
+    config = _config(checkpoint, family)
+    model = AutoModelForCausalLM.from_pretrained(str(checkpoint), config=config, dtype=compute, local_files_only=True)
+    model = model.to(device).eval()
     found = []
     with torch.no_grad():
         for row in rows:
@@ -101,3 +107,11 @@ def _of_transformers(
     gc.collect()
     accelerator_of(device).release_cache()
     return torch.cat(found)
+
+
+def _config(checkpoint: Path, family: str) -> PretrainedConfig:
+    """As transformers reads it; of a type that it does not know, as if it were one of the family."""
+    said = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    if said.get("model_type") in CONFIG_MAPPING:
+        return AutoConfig.from_pretrained(str(checkpoint), local_files_only=True)
+    return AutoConfig.for_model(**{**said, "model_type": family})

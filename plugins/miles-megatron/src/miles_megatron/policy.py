@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.models.gpt import GPTModel
 from megatron.core.utils import unwrap_model
 
 from miles_core.errors import UsageError
@@ -71,7 +70,7 @@ class Policy:
         compute: precision of the computation.
 
     Raises:
-        UsageError: a chunk is of another class (M554).
+        UsageError: a chunk has other positions or attention (M554).
     """
 
     def __init__(self, chunks: Sequence[torch.nn.Module], vocabulary: int, *, compute: torch.dtype) -> None:
@@ -165,10 +164,8 @@ def _head_weight(chunk: Any) -> torch.Tensor:
 
 
 def _prepare(chunk: Any, packings: Packings) -> None:
-    if not isinstance(chunk, GPTModel) or chunk.position_embedding_type != "rope":
-        what = f"a chunk of the model is a {type(chunk).__name__}"
-        if isinstance(chunk, GPTModel):
-            what = f"a chunk of the model has {chunk.position_embedding_type} positions"
+    if chunk.position_embedding_type != "rope":
+        what = f"a chunk of the model has {chunk.position_embedding_type} positions"
         raise UsageError("M554", what, owner=OWNER, fix="return a GPTModel of megatron-core with rotary positions")
     attentions = [module for module in chunk.modules() if isinstance(module, PackedAttention)]
     if len(attentions) < len(chunk.decoder.layers):

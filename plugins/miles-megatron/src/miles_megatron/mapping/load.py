@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 
 from miles_core.errors import UsageError
 from miles_core.hf import HfWeights
-from miles_megatron import value_head
+from miles_megatron import tensors, value_head
 from miles_megatron.architecture import OWNER
 from miles_megatron.mapping.table import Entry, entries, local_experts
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from miles_megatron.architecture import Architecture
-
-SHOWN = 3
 
 
 def load_hf(chunks: Sequence[Any], architecture: Architecture, folder: Path) -> None:
@@ -33,7 +31,10 @@ def load_hf(chunks: Sequence[Any], architecture: Architecture, folder: Path) -> 
     found = entries(chunks, architecture)
     has_head = value_head.NAMES[0] in weights.tensors
     wanted = [each for each in found if has_head or each.names[0] not in value_head.NAMES]
-    _check_names(wanted, architecture, weights, folder, critic=any(map(value_head.of, chunks)))
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    # Every rank looks at all tensors, so that none waits for another one that has given up.
+    for problem in tensors.problems(architecture, shapes, folder, headless=has_head or any(map(value_head.of, chunks))):
+        raise problem
     load_tensors(wanted, [each.param.data for each in wanted], architecture, stored)
     weights.close()
 
@@ -56,8 +57,8 @@ def load_tensors(wanted: Sequence[Entry], targets: Sequence[torch.Tensor], archi
                 "M343",
                 f"{' and '.join(names)} of {stored.weights.directory} do not fit the model",
                 owner=OWNER,
-                why=f"this rank's part has shape {tuple(part.shape)}, and the parameter has {tuple(target.shape)}",
-                fix="give the checkpoint whose config.json the model was built from",
+                why=f"this rank's part has shape {list(part.shape)}, and the parameter has {list(target.shape)}",
+                fix="let --custom-model-provider-path build a model of the sizes that config.json says",
             )
         target.copy_(part)
 
@@ -83,7 +84,7 @@ class Stored:
         """
         found = self.weights.tensors.get(name)
         if found is None:
-            raise _names(self.weights.directory, f"{name} is missing")
+            raise tensors.names_error(self.weights.directory, f"{name} is missing")
         return found.shape
 
     def part(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
@@ -91,43 +92,3 @@ class Stored:
         if dim == 0:
             return self.weights.read(name, (start, stop))
         return self.weights.read_columns(name, start, stop)
-
-
-def _check_names(found: Sequence[Entry], architecture: Architecture, weights: HfWeights, folder: Path, *, critic: bool) -> None:
-    """Tensors that no rank's parameter is made of, and parameters of this rank that are made of none."""
-    rank, local = parallel_state.get_expert_model_parallel_rank(), local_experts(architecture)
-    missing = sorted({name for each in found for name in each.hf_names(rank, local)} - weights.tensors.keys())
-    if missing:
-        raise _names(folder, f"{len(missing)} are missing ({_some(missing)})")
-    known = _names_of(architecture) | set(value_head.NAMES)
-    # A critic has no vocabulary head; a tied one may be stored.
-    odd = sorted(name for name in weights.tensors.keys() - known if not name.endswith("rotary_emb.inv_freq"))
-    if odd:
-        raise _names(folder, f"{len(odd)} are of no parameter ({_some(odd)})")
-
-
-def _names_of(architecture: Architecture) -> set[str]:
-    """Every name that a checkpoint of the architecture may have."""
-    names = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-    for number, sparse in enumerate(architecture.sparse):
-        prefix = f"model.layers.{number}."
-        names |= {
-            prefix + each for each in ("input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight")
-        }
-        for each in "qkv":
-            names.add(f"{prefix}self_attn.{each}_proj.weight")
-            names |= {f"{prefix}self_attn.{each}_proj.bias"} if architecture.qkv_bias else set()
-        names |= {f"{prefix}self_attn.{each}_norm.weight" for each in "qk"} if architecture.qk_norm else set()
-        owners = [f"{prefix}mlp.experts.{i}." for i in range(architecture.experts)] if sparse else [f"{prefix}mlp."]
-        names |= {f"{owner}{each}_proj.weight" for owner in owners for each in ("gate", "up", "down")}
-        names |= {f"{prefix}mlp.gate.weight"} if sparse else set()
-    return names
-
-
-def _names(folder: Path, why: str) -> UsageError:
-    fix = "give a whole checkpoint of the architecture that its config.json says"
-    return UsageError("M342", f"the tensors of {folder} are not the model's", owner=OWNER, why=why, fix=fix)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
