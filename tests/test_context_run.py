@@ -25,8 +25,9 @@ def test_two_context_ranks_train_as_one_does(task, cluster, miles, metrics, tmp_
         assert [v for _, v in two[name]] == pytest.approx([v for _, v in one[name]], rel=2e-3, abs=1e-5), name
 
 
-def test_heads_that_do_not_divide_stop_the_run_before_it_starts(task, miles, tmp_path: Path) -> None:
-    arguments = task.arguments(trainers=3, context_parallel_size=3, rollout_batch_size=9, num_rollout=1)
+def test_ranks_that_do_not_divide_stop_the_run_before_it_starts(task, miles, tmp_path: Path) -> None:
+    arguments = task.arguments(trainers=3, context_parallel_size=2, dp_replicate_size=2, rollout_batch_size=9, num_rollout=1)
     done = miles("run", *arguments, "--run-dir", tmp_path / "run", code=2)
     assert "M338 miles-fsdp" in done.stdout + done.stderr
+    assert "M580 miles-fsdp" in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()

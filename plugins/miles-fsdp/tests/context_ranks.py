@@ -11,10 +11,18 @@ from pathlib import Path
 import helpers
 import torch
 import torch.distributed as dist
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from miles_algos.advantages.grpo import Grpo
+from miles_algos.losses.gspo_loss import GspoLoss
+from miles_core.config import AlgorithmOptions, ClusterOptions, RolloutOptions, TrainingOptions
 from miles_core.errors import UsageError
+from miles_core.options import Config
+from miles_core.protocols import ModelSpec
+from miles_core.testing import random_rows
 from miles_core.training.batch import MicroBatch, ModelOutputs
+from miles_core.training.split import split_rows
+from miles_core.training.trainer import Trainer
 from miles_fsdp.backend import FsdpBackend
 from miles_fsdp.options import FsdpOptions
 
@@ -32,16 +40,29 @@ CASES = (
     ("mistral", "thd", 2, 2, {}, -1),
     ("mistral", "bshd", 4, 4, {}, -1),
     ("moe", "thd", 2, 2, {}, -1),
+    ("three", "thd", 2, 2, {"replicate_size": 2}, 2),
+    ("three", "thd", 1, 4, {"gradient_checkpointing": True}, -1),
+    ("three-windowed", "bshd", 2, 4, {}, -1),
+    ("three-windowed", "thd", 4, 4, {}, -1),
+    ("six", "thd", 2, 4, {}, -1),
+    ("six", "bshd", 1, 4, {"gradient_checkpointing": True}, -1),
 )
 """Model, layout, micro-batches of a rank, context ranks, options, chunk size."""
 
 
-def write_windowed(folder: Path) -> None:
-    """Weights of a model with sliding windows and one key head for four query heads."""
+def write_models(root: Path) -> None:
+    """Weights of models with sliding windows, and of some whose heads two or four ranks cannot share evenly."""
     torch.manual_seed(1)
-    common = {"vocab_size": helpers.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": 4, "initializer_range": 0.2}
-    MistralForCausalLM(MistralConfig(**common, **heads)).save_pretrained(folder)
+    common = {"vocab_size": helpers.VOCABULARY, "num_hidden_layers": 2, "intermediate_size": 48, "initializer_range": 0.2}
+    for name, width, heads, key_heads, window in (
+        ("mistral", 32, 4, 1, 4),
+        ("three-windowed", 24, 3, 1, 3),
+    ):
+        shape = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": key_heads, "sliding_window": window}
+        MistralForCausalLM(MistralConfig(**common, **shape)).save_pretrained(root / name)
+    for name, heads, key_heads in (("three", 3, 3), ("six", 6, 3)):
+        shape = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_key_value_heads": key_heads}
+        LlamaForCausalLM(LlamaConfig(**common, **shape)).save_pretrained(root / name)
 
 
 def share(backend: FsdpBackend, layout: str, splits: int) -> list[MicroBatch]:
@@ -77,6 +98,25 @@ def gradients(root: Path) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
+def trained(root: Path, size: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Metrics and weights of two steps whose loss looks at whole responses, and whose advantages are whitened over all rows."""
+    config = Config.of(
+        TrainingOptions(use_dynamic_batch_size=True, max_tokens_per_gpu=20, lr=1.0),
+        AlgorithmOptions(normalize_advantages=True),
+        RolloutOptions(),
+        of_context(size),
+        ClusterOptions(device="cpu"),
+    )
+    backend = FsdpBackend(config)
+    backend.setup(ModelSpec(checkpoint=root / "three", train_steps=10))
+    trainer = Trainer(config, backend, GspoLoss(config), Grpo(config))
+    rows = random_rows(16, vocabulary=helpers.VOCABULARY, rollout_log_probs=False)
+    place = backend.parallel
+    shares = split_rows(rows, data_size=place.data_size, steps=2, balance=True, rollout_id=0)
+    report = trainer.train(shares[place.data_rank])
+    return report.metrics_per_step, helpers.weights_of(backend)
+
+
 def refusals(root: Path) -> dict[str, str]:
     """Errors of what cannot be set up."""
     found = {}
@@ -93,6 +133,8 @@ def main(rank: int, root: Path) -> None:
     minute = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{root}/init", rank=rank, world_size=WORLD, timeout=minute)
     results: dict[str, object] = {"refusals": refusals(root), "gradients": gradients(root)}
+
+    results["trained"] = {size: trained(root, size) for size in (1, 2, 4)}
 
     logits = helpers.make_backend(root / "llama", options=of_context(2), **helpers.PLAIN_SGD)
     before = helpers.weights_of(logits)

@@ -7,6 +7,7 @@ import torch
 from transformers import BloomConfig, Gemma2Config, LlamaConfig, Qwen3Config, Qwen3NextConfig
 
 from miles_core.errors import UsageError
+from miles_fsdp import attention
 from miles_fsdp.attention import PACKED, Packing, check_packable, choose_attention, packed_attention
 from miles_fsdp.model import build_empty
 
@@ -84,6 +85,18 @@ def test_the_default_falls_back_with_a_notice(caplog):
     assert choose("flash_attention_2") == (PACKED, "sdpa", "eager")
     assert "does not run on cpu" in caplog.text
     assert choose("flash_attention_2", device=GPU, compute=torch.float32)[0] == PACKED
+
+
+def test_flash_attention_without_its_package_is_pytorch_s(monkeypatch):
+    monkeypatch.setattr(attention, "varlen_attn", object())
+    half = {"device": GPU, "compute": torch.bfloat16}
+    assert choose("flash_attention_2", chosen=True, **half) == (PACKED,)
+    assert choose("flash_attention_2", **half) == (PACKED, "sdpa", "eager")
+    with pytest.raises(UsageError, match=r"M341 .*lack what gemma2 needs"):
+        choose("flash_attention_2", chosen=True, config=Gemma2Config(), **half)
+    monkeypatch.setattr(attention, "varlen_attn", None)
+    with pytest.raises(UsageError, match=r"M341 .*came with PyTorch 2.10"):
+        choose("flash_attention_2", chosen=True, **half)
 
 
 def test_models_with_soft_caps_fall_back_to_transformers_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import pytest
 import torch
 
 from miles_core.errors import RunError
+from miles_fsdp.attention import Packing
+from miles_fsdp.blocks import Scores, block_backward, block_forward
 from miles_fsdp.context import Context, Shard
 from miles_fsdp.options import FsdpOptions
 from miles_fsdp.shared_attention import shared_attention
 
-SECONDS = 120
+SECONDS = 240
 FOLDER = Path(__file__).parent
 
 
@@ -40,7 +43,7 @@ def root(ranks, checkpoints, tmp_path_factory) -> Path:
     """The folder that the processes worked in."""
     folder = tmp_path_factory.mktemp("context") / "work"
     shutil.copytree(checkpoints, folder)
-    ranks.write_windowed(folder / "mistral")
+    ranks.write_models(folder)
     command = [sys.executable, str(FOLDER / "context_ranks.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -56,7 +59,7 @@ def results(root) -> dict:
 def plain(tiny, ranks, root):
     """Gradients, log-probs and entropy of the plain models, by name."""
     found = {}
-    for name in ("qwen3", "llama", "mistral"):
+    for name in ("qwen3", "llama", "mistral", "three", "three-windowed", "six"):
         model, log_probs, entropy = tiny.reference(root / name, ranks.ROWS)
         found[name] = {n: p.grad for n, p in model.named_parameters()}, log_probs, entropy
     return found
@@ -119,6 +122,18 @@ def test_a_state_goes_on_under_any_split(tiny, ranks, root, results):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_rank")
+def test_what_looks_at_whole_responses_does_not_depend_on_the_split(ranks, root, results):
+    metrics, weights = ranks.trained(root, 1)
+    assert len(metrics) == 2
+    assert abs(metrics[1]["train/ppo_kl"]) > 1e-4
+    for size, (found, stepped) in results["trained"].items():
+        for step, wanted in enumerate(metrics):
+            assert found[step] == pytest.approx(wanted, rel=1e-4, abs=1e-6), (size, step)
+        assert all(torch.allclose(tensor, weights[name], atol=1e-5) for name, tensor in stepped.items()), size
+
+
+@pytest.mark.slow
 def test_what_cannot_be_shared_is_refused(results):
     refused = results["refusals"]
     assert refused["ranks"].startswith("M338")
@@ -165,3 +180,51 @@ def test_a_model_that_keeps_its_arguments_back_is_noticed():
     with pytest.raises(RunError, match="Linear attends without knowing") as caught:
         shared_attention(torch.nn.Linear(1, 1), heads, heads, heads, None)
     assert caught.value.code == "M437"
+
+
+def half_of_a_softmax(device="cpu", dtype=torch.float32, varlen=False):
+    """Scores of segments of unequal length."""
+    torch.manual_seed(0)
+    bounds = [0, 1, 4, 20, 37]
+    tensors = [torch.randn(bounds[-1], heads, 16, device=device, dtype=dtype) for heads in (6, 2, 2)]
+    return tensors, bounds, Packing.between(bounds, torch.device(device), varlen=varlen)
+
+
+def seen(bounds, window):
+    """Which keys each query sees, ``[T, T]``."""
+    places = torch.arange(bounds[-1])
+    segment = torch.bucketize(places, torch.tensor(bounds[1:]), right=True)
+    back = places[:, None] - places
+    return (segment[:, None] == segment) & (back >= 0) & (back < (window or bounds[-1]))
+
+
+def check_block(device, dtype, window, varlen, tolerance):
+    tensors, bounds, packing = half_of_a_softmax(device, dtype, varlen)
+    wide = [x.detach().double().cpu().requires_grad_() for x in tensors]
+    query, key, value = wide[0], *(x.repeat_interleave(3, 1) for x in wide[1:])
+    scores = torch.einsum("qhd,khd->hqk", query, key) * 0.3
+    scores = scores.masked_fill(~seen(bounds, window), float("-inf"))
+    lse = scores.logsumexp(-1).T
+    out = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
+    grad = torch.randn_like(out)
+    found, normaliser = block_forward(*tensors, Scores(packing, 0.3, window))
+    assert torch.allclose(found.double().cpu(), out, atol=tolerance)
+    assert torch.allclose(normaliser.double().cpu(), lse, atol=tolerance)
+    # The whole softmax has as many keys again, of the same scores: half the weight, and half the gradient.
+    given = grad.to(device, dtype), *tensors, found, normaliser + math.log(2)
+    wanted = torch.autograd.grad((out * grad).sum() / 2, wide)
+    for got, want in zip(block_backward(*given, Scores(packing, 0.3, window)), wanted, strict=True):
+        assert torch.allclose(got.double().cpu(), want, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_blocks_of_a_softmax_are_written_out(window, monkeypatch):
+    monkeypatch.setattr("miles_fsdp.blocks.ROWS", 6)
+    check_block("cpu", torch.float32, window, varlen=False, tolerance=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("window", [None, 5])
+def test_blocks_of_a_softmax_by_variable_length_kernels(window):
+    check_block("cuda", torch.bfloat16, window, varlen=True, tolerance=5e-2)

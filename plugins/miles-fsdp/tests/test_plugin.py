@@ -32,6 +32,7 @@ def test_flags_are_the_documented_ones():
         ("--attn-implementation", "flash_attention_2"),
         ("--gradient-checkpointing", False),
         ("--context-parallel-size", 1),
+        ("--dp-replicate-size", 1),
         ("--fsdp-precision", "auto"),
     ]
 

@@ -57,7 +57,7 @@ def test_gradients_are_summed_over_ranks(tiny, root, rows, results):
         model: {name: p.grad for name, p in tiny.reference(root / model, rows)[0].named_parameters()}
         for model in ("qwen3", "llama")
     }
-    assert len(results["gradients"]) == 8
+    assert len(results["gradients"]) == 10
     for case, found in results["gradients"].items():
         assert tiny.furthest(found, wanted[case.split()[0]]) < 1e-5, case
 
@@ -115,6 +115,14 @@ def test_a_state_of_two_ranks_loads_on_one(tiny, root, rows, results):
     assert report.grad_norm == pytest.approx(results["next"].grad_norm, rel=1e-5)
     for name, tensor in backend.export_weights():
         assert torch.allclose(tensor, results["stepped"][name], atol=1e-5)
+
+
+def test_copies_of_the_shards_go_on_from_shards_and_back(results):
+    wanted, found = results["next"], results["next copied"]
+    assert found.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-6)
+    for name, tensor in results["stepped copied"].items():
+        assert torch.allclose(tensor, results["stepped"][name], atol=1e-6)
+        assert torch.equal(tensor, results["copied and shared out"][name])
 
 
 def test_two_ranks_export_one_directory(tiny, root, rows, results):

@@ -39,6 +39,7 @@ def gradients(root: Path, rank: int, world: int) -> dict[str, dict[str, torch.Te
             ("bshd", 4, FsdpOptions(optimizer="sgd")),
             ("thd", 1, FsdpOptions(optimizer="sgd", gradient_checkpointing=True)),
             ("thd", 2, FsdpOptions(optimizer="sgd", cpu_offload=True)),
+            ("thd", 2, FsdpOptions(optimizer="sgd", replicate_size=2)),
         ):
             backend = helpers.make_backend(root / model, options=options, **helpers.PLAIN_SGD)
             name = f"{model} {layout} {splits} {options}"
@@ -85,6 +86,19 @@ def main(rank: int, world: int, root: Path) -> None:
     resumed.load(saved)
     results["next resumed"] = resumed.train_step(share(rank, world, "thd"), helpers.REQUEST, helpers.loss)
     results["stepped resumed"] = helpers.weights_of(resumed)
+
+    copied = helpers.make_backend(root / "qwen3", options=FsdpOptions(replicate_size=2), **ADAM)
+    copied.load(saved)
+    results["next copied"] = copied.train_step(share(rank, world, "thd"), helpers.REQUEST, helpers.loss)
+    results["stepped copied"] = helpers.weights_of(copied)
+    saved_copied = root / "saved-copied"
+    if rank == 0:
+        saved_copied.mkdir()
+    dist.barrier()
+    copied.save(saved_copied)
+    again = helpers.make_backend(root / "qwen3", **ADAM)
+    again.load(saved_copied)
+    results["copied and shared out"] = helpers.weights_of(again)
 
     backend.export_hf(root / "exported")
     start = torch.cat([o.log_probs for o in backend.forward(share(rank, world, "thd"), helpers.REQUEST, weights="ref")])

@@ -23,7 +23,7 @@ with contextlib.suppress(ImportError):  # PyTorch before 2.10 has none
     from torch.nn.attention.varlen import varlen_attn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from miles_core.training.batch import MicroBatch
 
@@ -64,14 +64,22 @@ class Packing:
         assert batch.cu_seqlens is not None
         if varlen:
             return cls(batch.cu_seqlens, batch.max_seqlen)
-        bounds = batch.cu_seqlens.tolist()
+        return cls.between(batch.cu_seqlens.tolist(), batch.tokens.device, varlen=False)
+
+    @classmethod
+    def between(cls, bounds: Sequence[int], device: torch.device, *, varlen: bool) -> Packing:
+        """The packing of a row whose segments lie between ``bounds``, the first of which is 0."""
+        longest = max(stop - start for start, stop in itertools.pairwise(bounds))
+        cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
+        if varlen:
+            return cls(cu_seqlens, longest)
         # Lengths within a factor of two share a group: one batched call each, and at most half of it is padding.
         members: dict[int, list[tuple[int, int]]] = {}
         for start, stop in itertools.pairwise(bounds):
             if stop > start:
                 members.setdefault((stop - start - 1).bit_length(), []).append((start, stop))
-        restore = torch.empty(batch.tokens.numel(), dtype=torch.int64)
-        groups, offset, device = [], 0, batch.tokens.device
+        restore = torch.empty(bounds[-1], dtype=torch.int64)
+        groups, offset = [], 0
         for segments in members.values():
             starts, stops = torch.tensor(segments).T[:, :, None]
             length = int((stops - starts).max())
@@ -80,7 +88,7 @@ class Packing:
             restore[places[real]] = torch.arange(offset, offset + real.numel()).view_as(real)[real]
             groups.append((torch.minimum(places, stops - 1).flatten().to(device), len(segments), length))
             offset += real.numel()
-        return cls(batch.cu_seqlens, batch.max_seqlen, tuple(groups), restore.to(device))
+        return cls(cu_seqlens, longest, tuple(groups), restore.to(device))
 
 
 def packed_attention(
@@ -159,7 +167,7 @@ def _variable_length(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     further: dict[str, Any] = {}
     if q.shape[1] != k.shape[1]:
-        if _VARLEN_GROUPS_HEADS:
+        if VARLEN_GROUPS_HEADS:
             further["enable_gqa"] = True
         else:
             groups = q.shape[1] // k.shape[1]
@@ -179,7 +187,9 @@ def _variable_length(
     return out[None]  # type: ignore[no-any-return]
 
 
-_VARLEN_GROUPS_HEADS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
+VARLEN_GROUPS_HEADS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether PyTorch's variable-length kernel takes fewer key heads than query heads."""
+
 AttentionInterface.register(PACKED, packed_attention)
 AttentionInterface.register(INVARIANT, functools.partial(packed_attention, kernel=_invariant))
 
@@ -194,6 +204,8 @@ def choose_attention(
 ) -> tuple[str, ...]:
     """The implementations that a model may use, in order of preference: one, unless a default falls back.
 
+    ``flash_attention_2`` without the package flash-attn is PyTorch's variable-length attention, which runs the same algorithm.
+
     Args:
         wanted: ``--attn-implementation``.
         chosen: whether the user set it; a default falls back.
@@ -206,13 +218,17 @@ def choose_attention(
     """
     if wanted != "flash_attention_2":
         return (wanted,)
+    plain = is_plain(model_config)
     why = ""
     if device.type != "cuda":
         why = f"flash-attn does not run on {device.type}"
     elif compute not in _HALF:
         why = "flash-attn has no fp32 kernels"
     elif not is_flash_attn_2_available():
-        why = "the package flash-attn is not installed"
+        if plain and varlen_attn is not None:
+            return (PACKED,) if chosen else (PACKED, "sdpa", "eager")
+        why = "the package flash-attn is not installed, and PyTorch's own kernels "
+        why += f"lack what {model_config.model_type} needs" if varlen_attn is not None else "came with PyTorch 2.10"
     if not why:
         return (wanted,)
     if chosen:
@@ -220,7 +236,7 @@ def choose_attention(
         raise UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix)
     if announce:
         _log.warning("%s: attention runs on PyTorch's own kernels (sdpa)", why)
-    return (PACKED, "sdpa", "eager") if is_plain(model_config) else ("sdpa", "eager")
+    return (PACKED, "sdpa", "eager") if plain else ("sdpa", "eager")
 
 
 def is_plain(config: Any) -> bool:

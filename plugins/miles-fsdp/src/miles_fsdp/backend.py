@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from miles_core.accelerator.device import accelerator_of, rank_device
@@ -22,9 +21,9 @@ from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest,
 from miles_core.training.batch import MicroBatch, ModelOutputs
 from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, SHARED, check_packable, choose_attention
-from miles_fsdp.context import Context, context_mesh
+from miles_fsdp.context import Context, Sharing, context_mesh
 from miles_fsdp.export import whole_weights
-from miles_fsdp.model import build_empty, fill, read_config, shard
+from miles_fsdp.model import build_empty, fill, read_config, shard, shard_group, shard_mesh
 from miles_fsdp.optimizer import ShardedOptimizer, local
 from miles_fsdp.options import FsdpOptions
 from miles_fsdp.plugin import OWNER, chosen_by_user
@@ -61,6 +60,7 @@ class FsdpBackend:
         self._changed: set[str] = set()
         self._exact = False
         self._context: Context | None = None
+        self._sharings: dict[int, Sharing] = {}
         self._data_group: dist.ProcessGroup | None = None
         self._offloaded = False
 
@@ -92,7 +92,7 @@ class FsdpBackend:
         """Build the actor, its copies and the optimizer from ``spec``.
 
         Raises:
-            UsageError: the checkpoint does not fit (M338, M340, M342, M343, M345), or asks for what is not there (M341, M435).
+            UsageError: checkpoint or sizes do not fit (M338, M340, M342, M343, M345, M580), or something is not there (M341, M435).
         """
         self._spec = spec
         accelerator_of(self.device).use(self.device)
@@ -100,7 +100,7 @@ class FsdpBackend:
         self._exact = self._config.get(TrainingOptions).true_on_policy_mode and not spec.value_head
         if self._exact:
             check_place(self.device.type, OWNER)
-        self._mesh: DeviceMesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        self._mesh = shard_mesh(self.device.type, self._options.replicate_size)
         if self._options.context_parallel_size > 1:
             self._context, self._data_group = context_mesh(self.device.type, self._options.context_parallel_size)
         model_config = read_config(spec.checkpoint)
@@ -111,7 +111,7 @@ class FsdpBackend:
             model_config, weights, trainable=True, invariant=self._exact, valued=spec.value_head
         )
         parameters: dict[str, Any] = dict(actor.model.named_parameters())
-        self._optimizer = ShardedOptimizer(self._config, parameters, spec.train_steps, self.device)
+        self._optimizer = ShardedOptimizer(self._config, parameters, spec.train_steps, self.device, shard_group(self._mesh))
         sources = dict(spec.copy_sources)
         frozen = [*((name, sources.get(name, spec.checkpoint)) for name in spec.copies), *spec.models]
         for name, source in frozen:
@@ -127,8 +127,7 @@ class FsdpBackend:
     def _build(
         self, model_config: Any, weights: HfWeights, *, trainable: bool, invariant: bool = False, valued: bool = False
     ) -> Policy:
-        if self._context is not None:
-            check_shareable(model_config, self._context.size)
+        sharing = self._sharing(model_config)
         attentions = (INVARIANT,) if invariant else self._attentions(model_config)
         model = build_empty(model_config, attentions, with_value_head=valued)
         if self._config.get(TrainingOptions).qkv_format == "thd":
@@ -141,12 +140,23 @@ class FsdpBackend:
             cpu_offload=self._options.cpu_offload,
             trainable=trainable,
             context=self._context,
+            sharing=sharing,
         )
         home = torch.device("cpu") if self._options.cpu_offload else self.device
         # A frozen set is only ever computed with, so it needs no more than the compute precision.
         seed = self._config.get(TrainingOptions).seed
         fill(policy, weights, home, torch.float32 if trainable else self._compute, seed=seed)
         return policy
+
+    def _sharing(self, model_config: Any) -> Sharing | None:
+        """How context ranks share this model's attention; models with as many heads share process groups."""
+        if self._context is None:
+            return None
+        check_shareable(model_config, self._context.size)
+        heads = model_config.get_text_config().num_attention_heads
+        if heads not in self._sharings:
+            self._sharings[heads] = Sharing.of(self._context, heads, self.device.type)
+        return self._sharings[heads]
 
     def _attentions(self, model_config: Any) -> tuple[str, ...]:
         """What this model's attention may run on: a frozen one of another architecture can differ from the actor."""

@@ -1,12 +1,10 @@
-"""What ``--context-parallel-size`` goes with, as far as options and ``config.json`` say. Light: nothing here imports torch."""
+"""What the sizes of groups of ranks go with, as far as options and ``config.json`` say. Light: nothing here imports torch."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miles_core.config import AlgorithmOptions, CriticOptions, RolloutOptions, RoutingOptions, TeacherOptions, TrainingOptions
+from miles_core.config import ClusterOptions, CriticOptions, DebugOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_fsdp.options import FsdpOptions
 
@@ -16,58 +14,60 @@ if TYPE_CHECKING:
     from miles_core.options import Config
 
 OWNER = "miles-fsdp"
-FLAG = "--context-parallel-size"
-MODELS = (
-    ("--hf-checkpoint", RolloutOptions, "hf_checkpoint"),
-    ("--ref-load", AlgorithmOptions, "ref_load"),
-    ("--teacher-load", TeacherOptions, "teacher_load"),
-    ("--critic-load", CriticOptions, "critic_load"),
-)
+CONTEXT = "--context-parallel-size"
+REPLICATE = "--dp-replicate-size"
 
 
-def context_problems(config: Config, *, attention_chosen: bool) -> Iterator[UsageError]:
-    """Every reason why the run cannot have its context-parallel size (M338).
+def group_problems(config: Config, *, attention_chosen: bool) -> Iterator[UsageError]:
+    """Every reason why the run cannot have its context-parallel size (M338) or its copies of the shards (M580).
 
     Args:
         config: the run's options.
         attention_chosen: whether the user set ``--attn-implementation``.
     """
     options = config.peek(FsdpOptions)
-    size = options.context_parallel_size
-    if size < 1:
-        yield _problem(f"{FLAG} is {size}", "that many ranks share each row", "give 1 or more")
-    if size <= 1:
-        return
-    if attention_chosen and options.attn_implementation != "sdpa":
-        what = f"{FLAG} {size} contradicts --attn-implementation {options.attn_implementation}"
-        yield _problem(what, "shared rows are attended to by PyTorch's own kernels", "set --attn-implementation sdpa")
+    for code, flag, size, what in (
+        ("M338", CONTEXT, options.context_parallel_size, "that many ranks share each row"),
+        ("M580", REPLICATE, options.replicate_size, "that many groups of ranks hold all weights"),
+    ):
+        if size < 1:
+            yield UsageError(code, f"{flag} is {size}", owner=OWNER, why=what, fix="give 1 or more")
+            continue
+        for whose, world in _worlds(config).items():
+            if world % size:
+                what = f"{flag} {size} does not fit the run"
+                yield misfit(code, what, f"{world} ranks of the {whose} are no multiple of it")
+    if options.context_parallel_size > 1:
+        yield from _context_contradictions(config, options, attention_chosen)
+
+
+def misfit(code: str, what: str, why: str) -> UsageError:
+    """Ranks that do not divide into groups."""
+    return UsageError(code, what, owner=OWNER, why=why, fix="change the number of ranks or this size")
+
+
+def _worlds(config: Config) -> dict[str, int]:
+    """The ranks that train each model of the run."""
+    cluster, critic = config.peek(ClusterOptions), config.peek(CriticOptions)
+    if config.peek(DebugOptions).debug_rollout_only:
+        return {}
+    nodes, per_node = max(cluster.actor_num_nodes, 1), max(cluster.actor_num_gpus_per_node, 1)
+    worlds = {"actor": nodes * per_node}
+    if critic.critic_num_nodes is not None or critic.critic_num_gpus_per_node is not None:
+        worlds["critic"] = max(critic.critic_num_nodes or nodes, 1) * max(critic.critic_num_gpus_per_node or per_node, 1)
+    return worlds
+
+
+def _context_contradictions(config: Config, options: FsdpOptions, attention_chosen: bool) -> Iterator[UsageError]:
+    said = f"{CONTEXT} {options.context_parallel_size}"
+    if attention_chosen and options.attn_implementation == "eager":
+        why, fix = "shared rows are attended to by kernels of their own", "leave one of them out"
+        yield UsageError("M338", f"{said} contradicts --attn-implementation eager", owner=OWNER, why=why, fix=fix)
     if config.peek(TrainingOptions).true_on_policy_mode:
-        what = f"{FLAG} {size} contradicts --true-on-policy-mode"
-        yield _problem(what, "its kernels compute whole rows on one rank, as engines do", "leave one of them out")
+        why, fix = "its kernels compute whole rows on one rank, as engines do", "leave one of them out"
+        yield UsageError("M338", f"{said} contradicts --true-on-policy-mode", owner=OWNER, why=why, fix=fix)
     routing = config.peek(RoutingOptions)
     if routing.replays:
         flag = "--use-rollout-routing-replay" if routing.use_rollout_routing_replay else "--use-routing-replay"
-        what = f"{FLAG} {size} contradicts {flag}"
-        yield _problem(what, "routes are recorded and replayed for whole rows", "leave one of them out")
-    for flag, group, field in MODELS:
-        folder = getattr(config.peek(group), field)
-        heads = None if folder is None else attention_heads(Path(folder).expanduser())
-        if heads is not None and heads % size:
-            what = f"{FLAG} {size} does not fit {flag} {folder}"
-            near = " or ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-            yield _problem(what, f"it does not divide the model's {heads} attention heads", f"take {near}")
-
-
-def attention_heads(folder: Path) -> int | None:
-    """The query heads of a model by its ``config.json``; None when it does not say."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = {**config, **(config.get("text_config") or {})}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    heads = found.get("num_attention_heads", found.get("n_head"))
-    return heads if isinstance(heads, int) and heads > 0 else None
-
-
-def _problem(what: str, why: str, fix: str) -> UsageError:
-    return UsageError("M338", what, owner=OWNER, why=why, fix=fix)
+        why, fix = "routes are recorded and replayed for whole rows", "leave one of them out"
+        yield UsageError("M338", f"{said} contradicts {flag}", owner=OWNER, why=why, fix=fix)

@@ -1,14 +1,17 @@
-"""Context parallelism after Ulysses: ranks share the tokens of a micro-batch, and in attention share the heads instead.
+"""Context parallelism: ranks share the tokens of a micro-batch, and in attention share the heads as far as these divide.
 
 Of the T tokens, padded to a multiple of N, context rank r of N holds every N-th one from the r-th on. All that a model does to a
-token by itself stays on its rank. For attention, all-to-all exchanges turn ``[B, heads, T / N, D]`` into ``[B, heads / N, T, D]``
-and back, so that each rank computes whole rows for its share of the heads, with the kernels of an unshared run::
+token by itself stays on its rank. For attention N is U times R, where U is the greatest common divisor of N and the query heads.
+All-to-all exchanges among U ranks turn ``[B, heads, T / N, D]`` into ``[B, heads / U, T / R, D]`` and back::
 
     d x = exchange back (d exchange(x))
 
+With R = 1 each rank then computes whole rows for its share of the heads, with the kernels of an unshared run. Otherwise the keys of
+R ranks go round, see :mod:`miles_fsdp.ring`. The ranks that exchange lie R apart, so that each has every R-th token after it.
+
 Paper: Jacobs et al., DeepSpeed Ulysses, arXiv:2309.14509. There ranks hold contiguous parts; here tokens are dealt out in turns, as
-only response tokens reach the vocabulary head, and contiguous parts would give that work to few ranks. Assumes that N divides the
-query heads, and that attention is all that mixes tokens. Key and value heads are repeated when N does not divide them.
+only response tokens reach the vocabulary head, and contiguous parts would give that work to few ranks. Assumes that attention is
+all that mixes tokens. Key and value heads are repeated when U does not divide them.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from miles_core.errors import UsageError
+from miles_fsdp.checks import CONTEXT, misfit
 
 if TYPE_CHECKING:
     from miles_core.training.batch import MicroBatch
@@ -42,6 +45,32 @@ class Context:
     size: int
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How context ranks share attention.
+
+    Attributes:
+        exchange: ranks that exchange tokens for heads; None if this one has nobody to do so with.
+        ring: ranks that keys and values go round; None likewise.
+    """
+
+    exchange: Context | None
+    ring: Context | None
+
+    @classmethod
+    def of(cls, context: Context, heads: int, device: str) -> Sharing:
+        """That of a model with so many query heads. Collective over all ranks of the run."""
+        exchanging = math.gcd(context.size, heads)
+        going_round = context.size // exchanging
+        if going_round == 1:
+            return cls(context, None)
+        if exchanging == 1:
+            return cls(None, context)
+        shape = dist.get_world_size() // context.size, exchanging, going_round
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("data", "exchange", "ring"))
+        return cls(*(Context(mesh.get_group(name), mesh.get_local_rank(name), mesh[name].size()) for name in ("exchange", "ring")))
+
+
 def context_mesh(device: str, size: int) -> tuple[Context, dist.ProcessGroup]:
     """The context ranks of this one, which follow each other, and the group of its peers that have other rows. Collective.
 
@@ -50,9 +79,7 @@ def context_mesh(device: str, size: int) -> tuple[Context, dist.ProcessGroup]:
     """
     world = dist.get_world_size()
     if world % size:
-        why = f"{world} ranks are no multiple of it"
-        what = f"--context-parallel-size {size} does not fit the run"
-        raise UsageError("M338", what, owner="miles-fsdp", why=why, fix="change the number of ranks or this size")
+        raise misfit("M338", f"{CONTEXT} {size} does not fit the run", f"{world} ranks are no multiple of it")
     mesh = init_device_mesh(device, (world // size, size), mesh_dim_names=("data", "context"))
     return Context(mesh.get_group("context"), mesh.get_local_rank("context"), size), mesh.get_group("data")
 

@@ -68,7 +68,7 @@ def gather(param: torch.Tensor, dtype: torch.dtype, device: torch.device) -> tor
     """A sharded parameter, whole, on every rank. Collective."""
     assert isinstance(param, DTensor)
     shard = local(param).detach().to(device, dtype)
-    if param.device_mesh.size() == 1:
+    if param.device_mesh.size(param.device_mesh.ndim - 1) == 1:
         return shard
     whole = DTensor.from_local(
         shard, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()

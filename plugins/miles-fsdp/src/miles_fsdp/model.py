@@ -8,7 +8,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +21,7 @@ from miles_core.errors import UsageError
 from miles_core.numerics.model import make_invariant
 from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, PACKED, SHARED
+from miles_fsdp.checks import REPLICATE, misfit
 from miles_fsdp.conversion import converted_parameters, is_converted
 from miles_fsdp.policy import Policy
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from miles_core.hf import HfWeights
-    from miles_fsdp.context import Context
+    from miles_fsdp.context import Context, Sharing
 
 OWNER = "miles-fsdp"
 
@@ -108,6 +111,26 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+def shard_mesh(device: str, replicas: int) -> DeviceMesh:
+    """All ranks, which share the weights out, or as many groups of neighbours, each of which does. Collective.
+
+    Raises:
+        UsageError: there are no groups of equal size (M580).
+    """
+    world = dist.get_world_size()
+    if replicas == 1:
+        return init_device_mesh(device, (world,))
+    if world % replicas:
+        raise misfit("M580", f"{REPLICATE} {replicas} does not fit the run", f"{world} ranks are no multiple of it")
+    return init_device_mesh(device, (replicas, world // replicas), mesh_dim_names=("replica", "shard"))
+
+
+def shard_group(mesh: DeviceMesh) -> dist.ProcessGroup | None:
+    """The ranks that share the weights out with this one; None if there are none."""
+    last = mesh.ndim - 1
+    return mesh.get_group(last) if mesh.size(last) > 1 else None
+
+
 def shard(
     model: nn.Module,
     mesh: DeviceMesh,
@@ -117,26 +140,28 @@ def shard(
     cpu_offload: bool,
     trainable: bool,
     context: Context | None = None,
+    sharing: Sharing | None = None,
 ) -> Policy:
-    """Shard each decoder layer, then the rest, over ``mesh``; gradients are summed over ranks in fp32.
+    """Shard each decoder layer, then the rest, over the last dimension of ``mesh``; gradients are summed over all of it in fp32.
 
     Args:
         compute: dtype of forward and backward; the shards stay fp32.
         recompute: recompute each layer's activations in the backward pass.
         cpu_offload: keep the shards in host memory.
         trainable: whether parameters take gradients.
-        context: the ranks of ``mesh`` that share a micro-batch's tokens.
+        context, sharing: the ranks of ``mesh`` that share a micro-batch's tokens, and how; as in :class:`Policy`.
     """
     model.requires_grad_(trainable)
     blocks = [m for m in model.modules() if type(m).__name__ in set(getattr(model, "_no_split_modules", None) or ())]
-    policy = Policy(model, compute=compute, context=context)
+    policy = Policy(model, compute=compute, context=context, sharing=sharing)
     precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
     for block in blocks:
         if recompute:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-        # One rank has nothing to gather: keeping the layer's compute copy until its backward saves a second cast.
-        fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=mesh.size() > 1)
+        # A shard of one rank has nothing to gather: keeping the layer's compute copy until its backward saves a second cast.
+        reshard = mesh.size(mesh.ndim - 1) > 1
+        fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
     head = value_head.of(model)
     if head is not None:
         # Values are regressed on, which bf16 is too coarse for: their head takes part in fp32 whatever the rest does.
@@ -188,14 +213,14 @@ def _replace_parameters(
             owners.setdefault(id(param), []).append((module, attribute))
     parameters: list[tuple[str, Any]] = list(model.named_parameters())
     for name, param in parameters:
-        rank, ranks = param.device_mesh.get_local_rank(), param.device_mesh.size()
+        rank, ranks = _place(param.device_mesh)
         count = param.shape[0]
         share = -(-count // ranks)
         rows = min(rank * share, count), min((rank + 1) * share, count)
         stored = read(name, rows)
         # A copy always: what was read may be a view of the mapped file.
         local = torch.empty(stored.shape, dtype=dtype, device=device).copy_(stored)
-        whole = DTensor.from_local(
+        whole: Any = DTensor.from_local(
             local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
         )
         if whole.to_local().device.type != device.type:
@@ -204,6 +229,12 @@ def _replace_parameters(
         filled = nn.Parameter(whole, requires_grad=param.requires_grad)
         for module, attribute in owners[id(param)]:
             setattr(module, attribute, filled)
+
+
+def _place(mesh: DeviceMesh) -> tuple[int, int]:
+    """This rank's place among those that share the weights out, and how many they are."""
+    last = mesh.ndim - 1
+    return mesh.get_local_rank(last), mesh.size(last)
 
 
 def parameter_names(model: nn.Module) -> dict[str, list[str]]:

@@ -28,19 +28,27 @@ class ShardedOptimizer:
         parameters: named sharded parameters, whose local storage is final.
         train_steps: optimizer steps of the run.
         device: of the computation; the norm is reduced there.
+        group: ranks that share the weights out, over which the norm is summed; None is this one alone.
 
     Attributes:
         kind: ``adam`` or ``sgd``.
         finished: steps taken, skipped ones left out.
     """
 
-    def __init__(self, config: Config, parameters: dict[str, DTensor], train_steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parameters: dict[str, DTensor],
+        train_steps: int,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+    ) -> None:
         self.kind = config.get(FsdpOptions).optimizer
         self.finished = 0
         self._reset_at = 0
         self._options = options = config.get(TrainingOptions)
         self._train_steps = train_steps
-        self._device = device
+        self._device, self._group = device, group
         self._parameters = parameters
         self._shards = {name: local(param).detach().requires_grad_() for name, param in parameters.items()}
         shards = [shard for shard in self._shards.values() if shard.numel()]
@@ -78,12 +86,12 @@ class ShardedOptimizer:
         return norm, rate, skipped
 
     def _norm(self, gradients: list[torch.Tensor]) -> float:
-        """The 2-norm over all ranks: fp32 within a tensor, fp64 over tensors and ranks."""
+        """The 2-norm over all shards: fp32 within a tensor, fp64 over tensors and ranks."""
         square = torch.zeros((), dtype=torch.float64, device=self._device)
         if gradients:
             square += torch.stack(torch._foreach_norm(gradients)).to(self._device, torch.float64).square().sum()
-        if dist.get_world_size() > 1:
-            dist.all_reduce(square)
+        if self._group is not None:
+            dist.all_reduce(square, group=self._group)
         return float(square.sqrt())
 
     def _update(self, gradients: dict[str, torch.Tensor], rate: float) -> None:

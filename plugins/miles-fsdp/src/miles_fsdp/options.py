@@ -28,7 +28,14 @@ class FsdpOptions:
         False, flag="--gradient-checkpointing", help="Recompute each layer's activations in the backward pass to save memory."
     )
     context_parallel_size: int = option(
-        1, flag="--context-parallel-size", help="Ranks that share the tokens of each micro-batch, and the heads in attention."
+        1,
+        flag="--context-parallel-size",
+        help="Ranks that share the tokens of each micro-batch; in attention they share the heads, or pass keys and values round.",
+    )
+    replicate_size: int = option(
+        1,
+        flag="--dp-replicate-size",
+        help="Groups of ranks that each hold all weights: within a group they are shared out, between groups gradients are summed.",
     )
     precision: str = option(
         "auto",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import re
 from typing import TYPE_CHECKING
 
 from miles_core.config import ClusterOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_core.plugins import hookimpl
 from miles_core.plugins.records import BackendRecord
-from miles_fsdp.checks import context_problems
+from miles_fsdp.checks import group_problems
 from miles_fsdp.options import FsdpOptions
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from miles_core.plugins.events import Configure
 
 OWNER = "miles-fsdp"
+VARLEN_SINCE = (2, 10)
+"""The PyTorch that has flash attention over packed rows of its own."""
 
 
 @hookimpl
@@ -37,21 +41,21 @@ def miles_backend() -> Sequence[BackendRecord]:
 
 @hookimpl
 def miles_configure(event: Configure) -> None:
-    """Check what can be checked without torch: attention that cannot run, context ranks that do not fit, an impossible schedule."""
+    """Check what can be checked without torch: attention that cannot run, groups that do not fit, an impossible schedule."""
     config = event.config
     options, cluster, training = config.get(FsdpOptions), config.get(ClusterOptions), config.get(TrainingOptions)
     if options.attn_implementation == "flash_attention_2" and chosen_by_user(config, "attn_implementation"):
         why = ""
         if cluster.device == "cpu":
             why = "flash-attn runs on GPUs only and --device is cpu"
-        elif importlib.util.find_spec("flash_attn") is None:
-            why = "the package flash-attn is not installed"
+        elif importlib.util.find_spec("flash_attn") is None and _torch_version() < VARLEN_SINCE:
+            why = "the package flash-attn is not installed, and PyTorch's own kernels came with PyTorch 2.10"
         elif options.precision == "fp32":
             why = "flash-attn has no fp32 kernels and --fsdp-precision is fp32"
         if why:
             fix = "leave --attn-implementation out, or set it to sdpa"
             event.error(UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix))
-    for problem in context_problems(config, attention_chosen=chosen_by_user(config, "attn_implementation")):
+    for problem in group_problems(config, attention_chosen=chosen_by_user(config, "attn_implementation")):
         event.error(problem)
     if training.true_on_policy_mode and options.precision == "bf16":
         why = "its exact difference of 0 is that of fp32"
@@ -71,6 +75,11 @@ def miles_configure(event: Configure) -> None:
                 fix="lower --min-lr",
             )
         )
+
+
+def _torch_version() -> tuple[int, ...]:
+    """Major and minor version, without importing it."""
+    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("torch"))[:2])
 
 
 def chosen_by_user(config: Config, field: str) -> bool:

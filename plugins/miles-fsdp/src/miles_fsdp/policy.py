@@ -13,11 +13,12 @@ from miles_core.training.logprobs import token_outputs, token_outputs_from_hidde
 from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, PACKED, Packing, runs_variable_length
 from miles_fsdp.context import Shard, gathered
+from miles_fsdp.shared_attention import shared_row
 
 if TYPE_CHECKING:
     from miles_core.protocols.backend import OutputRequest
     from miles_core.training.batch import MicroBatch
-    from miles_fsdp.context import Context
+    from miles_fsdp.context import Context, Sharing
 
 
 class Policy(nn.Module):
@@ -30,14 +31,15 @@ class Policy(nn.Module):
         model: the causal language model.
         compute: precision of the computation.
         context: the ranks that share a micro-batch's tokens; None if this one has them for itself.
+        sharing: how those share the model's attention.
     """
 
-    def __init__(self, model: Any, *, compute: torch.dtype, context: Context | None = None) -> None:
+    def __init__(self, model: Any, *, compute: torch.dtype, context: Context | None = None, sharing: Sharing | None = None) -> None:
         super().__init__()
         self.model: Any = model
         self.attention: str = model.config._attn_implementation
         self.compute = compute
-        self.context = context
+        self.context, self.sharing = context, sharing
         self.plain_head = value_head.of(model) is not None or _head_is_last(model, self.head)
 
     @property
@@ -86,11 +88,11 @@ class Policy(nn.Module):
         return inputs
 
     def _shared_inputs(self, shard: Shard) -> dict[str, Any]:
-        inputs = {"input_ids": shard.tokens, "position_ids": shard.position_ids, "use_cache": False, "context": self.context}
-        if shard.whole.cu_seqlens is not None:
-            varlen = runs_variable_length(self.attention, shard.tokens.device, self.compute)
-            inputs["packing"] = Packing.of(shard.whole, varlen=varlen)
-        return inputs
+        assert self.sharing is not None
+        varlen = runs_variable_length(self.attention, shard.tokens.device, self.compute)
+        row = shared_row(shard.whole, self.sharing, varlen=varlen)
+        inputs = {"input_ids": shard.tokens, "position_ids": shard.position_ids, "use_cache": False}
+        return inputs | {"sharing": self.sharing, "row": row}
 
 
 def _logits(model: nn.Module, head: nn.Module, inputs: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:

@@ -95,14 +95,14 @@ DATA: dict[str, Explanation] = {
     "M338": Explanation(
         title="Context parallelism that does not fit",
         meaning=(
-            "`--context-parallel-size` ranks share the tokens of each row, and in attention the heads. It must divide the training "
-            "ranks and the attention heads of every model, which may have full and sliding-window softmax attention only; it does "
-            "not go with routing replay, `--true-on-policy-mode`, or attention on other kernels than PyTorch's."
+            "`--context-parallel-size` ranks share the tokens of each row. It must divide the training ranks; models may have full "
+            "and sliding-window softmax attention only; and it does not go with routing replay, `--true-on-policy-mode`, or "
+            "`--attn-implementation eager`."
         ),
-        remedy="Take a size that divides both numbers, or 1, or leave out the option that contradicts it.",
+        remedy="Take a size that divides the ranks, or 1, or leave out the option that contradicts it.",
         example=(
-            "M338 miles-fsdp 0.1.0: --context-parallel-size 3 does not fit --hf-checkpoint models/tiny: it does not divide the "
-            "model's 4 attention heads. Do: take 1 or 2 or 4"
+            "M338 miles-fsdp 0.1.0: --context-parallel-size 3 does not fit the run: 4 ranks of the actor are no multiple of it. "
+            "Do: change the number of ranks or this size"
         ),
     ),
     "M340": Explanation(
