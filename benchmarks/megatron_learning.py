@@ -57,7 +57,8 @@ def main() -> None:
         config.write_text(settings(backend), encoding="utf-8")
         command = [
             *miles("--config", str(config), "--hf-checkpoint", str(work / "sft-model"), "--prompt-data", str(work / "train.jsonl")),
-            *("--eval-config", str(work / "eval.yaml"), "--run-dir", str(work / backend), *seeds),
+            *("--eval-config", str(work / "eval.yaml"), "--run-dir", str(work / backend)),
+            *("--save", str(work / backend / "state"), *seeds),
             *(["--num-rollout", str(args.rollouts)] if args.rollouts else []),
             *(more if backend == "megatron" else []),
         ]

@@ -46,10 +46,12 @@ def write_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 @pytest.fixture
-def say(tmp_path: Path):
-    """What the backend says of a run of this model with these arguments; core says more, as of processors that are missing."""
+def miles_run(tmp_path: Path):
+    """``miles run`` with this model, these weights and arguments, which is to end with an exit code before anything starts."""
 
-    def run(*arguments: str, model: dict | None = None, weights: dict | None = None) -> list[str]:
+    def run(
+        *arguments: str, code: int = 2, model: dict | None = None, weights: dict | None = None
+    ) -> subprocess.CompletedProcess[str]:
         config = {**SIZES, **(model or {})}
         folder = tmp_path / "model"
         folder.mkdir()
@@ -62,7 +64,7 @@ def say(tmp_path: Path):
         write_weights(folder, {name: shape for name, shape in {**shapes, **(weights or {})}.items() if shape})
         (tmp_path / "prompts.jsonl").write_text('{"question": "1", "answer": "1"}\n', encoding="utf-8")
         command = [
-            *("run", "--backend", "megatron", "--engine", "transformers", "--algo", "grpo", "--rm-type", "exact"),
+            *("run", "--train-backend", "megatron", "--engine", "transformers", "--algo", "grpo", "--rm-type", "exact"),
             *("--hf-checkpoint", str(folder), "--prompt-data", str(tmp_path / "prompts.jsonl"), "--input-key", "question"),
             *("--label-key", "answer", "--rollout-batch-size", "8", "--n-samples-per-prompt", "2", "--num-rollout", "1"),
             *("--rollout-max-response-len", "4"),
@@ -71,12 +73,40 @@ def say(tmp_path: Path):
         done = subprocess.run(
             [sys.executable, "-c", PROBE, *command], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
         )
-        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         assert done.stdout.splitlines()[-1] == "imported: []"
         assert not (tmp_path / "run").exists()
-        return [line for line in done.stderr.splitlines() if " miles-megatron: " in line]
+        return done
 
     return run
+
+
+@pytest.fixture
+def say(miles_run):
+    """The lines of the backend in what such a run says; core says more, as of processors that are missing."""
+
+    def lines(*arguments: str, **changes: dict) -> list[str]:
+        return [line for line in miles_run(*arguments, **changes).stderr.splitlines() if " miles-megatron: " in line]
+
+    return lines
+
+
+def test_what_works_is_planned(miles_run):
+    options = [
+        *("--actor-num-gpus-per-node", "1", "--model-name", "qwen3", "--megatron-to-hf-mode", "raw", "--recompute-loss-function"),
+        *("--qkv-format", "bshd", "--micro-batch-size", "2", "--log-probs-chunk-size", "64", "--train-env-vars", '{"A": "1"}'),
+        *("--train-memory-margin-bytes", "5", "--disable-weights-backuper", "--distributed-backend", "gloo", "--optimizer", "sgd"),
+        *("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "3"),
+    ]
+    done = miles_run("--dry-run", *options, code=0)
+    assert "backend    megatron" in done.stdout
+    assert "M2" not in done.stderr
+
+
+def test_what_only_the_other_backend_has_is_refused(miles_run):
+    done = miles_run("--actor-num-gpus-per-node", "1", "--true-on-policy-mode")
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("M"))
+    assert line.startswith("M278 miles-megatron")
 
 
 def test_everything_at_once_is_a_line_each(say):
