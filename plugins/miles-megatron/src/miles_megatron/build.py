@@ -140,7 +140,7 @@ def _provided(provider: Callable[[bool, bool, int | None], Any], options: Megatr
         )
         chunk = provider(first, last, stage)
         if not isinstance(chunk, GPTModel):
-            what = f"--custom-model-provider-path built a {type(chunk).__name__}"
+            what = f"{options.custom_model_provider_path} returned a {type(chunk).__name__}"
             raise UsageError("M554", what, owner=OWNER, fix="return a GPTModel of megatron-core with rotary positions")
         chunks.append(chunk)
     return chunks
