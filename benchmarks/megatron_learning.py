@@ -51,7 +51,7 @@ def main() -> None:
     sft = ["--config", str(QUICKSTART / "sft.yaml"), "--hf-checkpoint", str(work / "model")]
     data = ["--prompt-data", str(work / "sft.jsonl"), "--run-dir", str(work / "sft"), "--save-hf", str(work / "sft-model")]
     call(work / "sft.log", *miles(*sft, *data, *seeds))
-    commands, seconds, found = [], {}, {}
+    commands, found = [], {}
     for backend in BACKENDS:
         config = work / f"{backend}.yaml"
         config.write_text(settings(backend), encoding="utf-8")
@@ -62,12 +62,10 @@ def main() -> None:
             *(["--num-rollout", str(args.rollouts)] if args.rollouts else []),
             *(more if backend == "megatron" else []),
         ]
-        began = time.perf_counter()
         call(work / f"{backend}.log", *command, path=ON_CPU if backend == "megatron" and not has_gpu() else None)
-        seconds[backend] = time.perf_counter() - began
         commands.append(" ".join(["miles", *command[3:]]))
         found[backend] = curves(work / backend)
-    save(args.name, commands, seconds, found)
+    save(args.name, commands, found)
 
 
 def miles(*arguments: str) -> list[str]:
@@ -120,7 +118,7 @@ def curves(run: Path) -> Curves:
     return found
 
 
-def save(name: str, commands: list[str], seconds: dict[str, float], found: dict[str, Curves]) -> None:
+def save(name: str, commands: list[str], found: dict[str, Curves]) -> None:
     """Write the result as text and as a picture."""
     versions = {**record.versions(), "megatron-core": importlib.metadata.version("megatron-core")}
     heldout = {
@@ -147,8 +145,6 @@ def save(name: str, commands: list[str], seconds: dict[str, float], found: dict[
             f"{metric:38}" + "".join(f"{found[backend][metric][step][1]:>16.4g}" for step in range(FIRST) for backend in BACKENDS)
             for metric in SHOWN
         ),
-        "",
-        "in all " + ", ".join(f"{backend} {spent:.0f} s" for backend, spent in seconds.items()),
         "",
         terminal_plot(heldout, title, colour=False),
     ]
