@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from miles_megatron.architecture import architecture
-from miles_megatron.tensors import shapes_of
+from miles_megatron.tensors import problems, shapes_of, value_shapes
 
 from miles_core.errors import UsageError
 
@@ -138,6 +138,18 @@ def test_weights_of_another_model_are_found_by_their_headers(say):
     assert [line[:4] for line in lines] == ["M342", "M342", "M343"]
     for line, name in zip(lines, changes, strict=True):
         assert name in line
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("headless", [True, False])
+def test_a_vocabulary_head_may_be_missing_where_nobody_needs_it(tied, headless):
+    built = architecture({**SIZES, "tie_word_embeddings": tied})
+    stored = dict(shapes_of(built))
+    assert list(problems(built, stored, Path("folder"), headless=headless)) == []
+    del stored["lm_head.weight"]
+    stored |= value_shapes(built)
+    found = [problem.code for problem in problems(built, stored, Path("folder"), headless=headless)]
+    assert found == ([] if tied or headless else ["M342"])
 
 
 def test_experts_that_do_not_divide(say):
