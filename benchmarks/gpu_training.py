@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="0.6b", choices=sorted(checkpoint.SIZES))
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--compile", action="store_true", help="with --fsdp-compile too, as on an accelerator")
     parser.add_argument("--out", type=Path, help="folder for the results")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,6 +61,14 @@ def main() -> None:
             "trainer, one row, recomputing": lambda: trainer_step(path, args.tokens, 1, device, recompute=True),
             "trainer, 16 packed rows": lambda: trainer_step(path, args.tokens, 16, device),
         }
+        if args.compile or device.type == "cuda":
+            runs |= {
+                "trainer, one row, compiled": lambda: trainer_step(path, args.tokens, 1, device, compiled=True),
+                "trainer, one row, compiled, recomputing": lambda: trainer_step(
+                    path, args.tokens, 1, device, recompute=True, compiled=True
+                ),
+                "trainer, 16 packed rows, compiled": lambda: trainer_step(path, args.tokens, 16, device, compiled=True),
+            }
         for name, run in runs.items():
             seconds, peak = run()
             own = flops if "16" not in name else step_flops(config, args.tokens // 16) * 16
@@ -127,14 +136,17 @@ def plain_loop(path: Path, tokens: int, device: torch.device) -> tuple[float, in
     return timed(step, device)
 
 
-def trainer_step(path: Path, tokens: int, rows: int, device: torch.device, recompute: bool = False) -> tuple[float, int]:
+def trainer_step(
+    path: Path, tokens: int, rows: int, device: torch.device, *, recompute: bool = False, compiled: bool = False
+) -> tuple[float, int]:
     """GRPO's step on ``rows`` packed rows of equal length."""
     with tempfile.NamedTemporaryFile() as meeting:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{meeting.name}-{rows}", rank=0, world_size=1)
+        dist.init_process_group(backend, init_method=f"file://{meeting.name}-group", rank=0, world_size=1)
         try:
-            options = TrainingOptions(use_dynamic_batch_size=True, max_tokens_per_gpu=tokens, lr=1e-6, log_probs_chunk_size=4096)
-            config = Config.of(options, FsdpOptions(gradient_checkpointing=recompute), ClusterOptions(device=device.type))
+            options = TrainingOptions(use_dynamic_batch_size=True, max_tokens_per_gpu=tokens, lr=1e-6)
+            chosen = FsdpOptions(gradient_checkpointing=recompute, compile=compiled)
+            config = Config.of(options, chosen, ClusterOptions(device=device.type))
             trained = FsdpBackend(config)
             trained.setup(ModelSpec(checkpoint=path, train_steps=1000))
             trainer = Trainer(config, trained, PolicyLoss(config), Grpo(config))

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from miles_core.protocols.backend import OutputRequest
+from miles_core.training import logprobs
 from miles_core.training.logprobs import token_outputs, token_outputs_from_hidden
 
 ROWS, VOCABULARY, HIDDEN = 11, 17, 5
@@ -47,6 +50,35 @@ def test_chunks_change_nothing(drawn):
     )
     assert torch.equal(whole.log_probs, chunked.log_probs)
     assert torch.equal(whole.entropy, chunked.entropy)
+
+
+def test_large_vocabularies_are_taken_in_parts(drawn, monkeypatch):
+    logits, targets, weights = drawn
+    request = OutputRequest(entropy=True, temperature=0.7)
+    found = []
+    for floats in (2**28, 3 * VOCABULARY):
+        monkeypatch.setattr(logprobs, "FLOATS", floats)
+        x = logits.clone().requires_grad_()
+        outputs = token_outputs(x, targets, request, entropy_grad=True)
+        ((outputs.log_probs * weights[0]).sum() + (outputs.entropy * weights[1]).sum()).backward()
+        found.append((outputs.log_probs, outputs.entropy, x.grad))
+    assert all(torch.equal(whole, parts) for whole, parts in zip(*found, strict=True))
+
+
+def test_compiled_they_are_the_same(drawn, monkeypatch):
+    # The compiler's front half: writing the programs out takes longer than all other tests of this file.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    logits, targets, weights = drawn
+    logits[2, 5], targets[2] = float("-inf"), 4
+    request = OutputRequest(entropy=True, temperature=0.7)
+    found = []
+    for compiled in (False, True):
+        x = logits.clone().requires_grad_()
+        outputs = token_outputs(x, targets, request, entropy_grad=True, compiled=compiled)
+        ((outputs.log_probs * weights[0]).sum() + (outputs.entropy * weights[1]).sum()).backward()
+        found.append((outputs.log_probs, outputs.entropy, x.grad))
+    assert all(torch.allclose(plain, fused, atol=1e-5) for plain, fused in zip(*found, strict=True))
+    assert found[1][2].isfinite().all()
 
 
 def test_double_precision_passes_gradcheck(drawn):

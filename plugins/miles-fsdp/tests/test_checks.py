@@ -1,4 +1,4 @@
-"""Which runs may have ``--context-parallel-size`` and ``--dp-replicate-size``."""
+"""Which runs may have ``--context-parallel-size``, ``--dp-replicate-size`` and ``--fsdp-compile``."""
 
 from __future__ import annotations
 
@@ -56,6 +56,19 @@ def test_what_it_does_not_go_with(group: object, part: str):
     assert line.startswith("M338")
     assert f"contradicts {part}:" in line
     assert lines(Config.of(FsdpOptions(), group)) == []
+
+
+@pytest.mark.parametrize(
+    ("group", "part"),
+    [
+        (TrainingOptions(true_on_policy_mode=True), "--true-on-policy-mode"),
+        (RoutingOptions(use_routing_replay=True, use_rollout_routing_replay=True), "--use-rollout-routing-replay"),
+    ],
+)
+def test_what_is_not_compiled(group: object, part: str):
+    (line,) = lines(Config.of(FsdpOptions(compile=True), group))
+    assert line.startswith("M581")
+    assert f"contradicts {part}:" in line
 
 
 @pytest.mark.parametrize(("kernels", "count"), [("eager", 1), ("sdpa", 0)])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from miles_core.training import logprobs
 from miles_fsdp.attention import PACKED
 from miles_fsdp.options import FsdpOptions
 
@@ -42,6 +43,20 @@ def test_packed_gradients_in_bf16_are_near_those_of_padded_rows(tiny, checkpoint
         assert torch.nn.functional.cosine_similarity(gradient.flatten(), found["bshd"][name].flatten(), dim=0) > 0.99, name
 
 
+def test_compiled_steps_are_near_those_that_are_not(tiny, checkpoints):
+    logprobs._compiled.cache_clear()
+    chosen = tiny.samples(40)
+    for precision, nearest in (("fp32", 0.99999), ("bf16", 0.99)):
+        found = []
+        for compiled in (False, True):
+            options = FsdpOptions(optimizer="sgd", precision=precision, compile=compiled)
+            backend = tiny.make_backend(checkpoints / "qwen3", options=options, device="cuda", **tiny.PLAIN_SGD)
+            found.append(tiny.gradients(backend, [tiny.micro_batch(chosen).to(backend.device)]))
+        for name, gradient in found[0].items():
+            likeness = torch.nn.functional.cosine_similarity(gradient.flatten(), found[1][name].flatten(), dim=0)
+            assert likeness > nearest, (precision, name)
+
+
 def test_offloading_frees_the_gpu_and_changes_nothing(tiny, checkpoints):
     backend = tiny.make_backend(checkpoints / "qwen3", device="cuda", lr=1e-2, spec={"copies": ("ref",)})
     assert backend._sets["actor"].attention == PACKED
@@ -77,7 +92,7 @@ def test_a_teacher_waits_in_host_memory(tiny, checkpoints):
         checkpoints / "qwen3", options=fp32, device="cuda", spec={"models": (("teacher", checkpoints / "llama"),)}
     )
     alone = tiny.make_backend(checkpoints / "qwen3", options=fp32, device="cuda")
-    held = [param.to_local().untyped_storage().nbytes() for param in backend._sets["teacher"].parameters()]
+    held = [param.untyped_storage().nbytes() for param in backend._sets["teacher"].parameters()]
     assert not any(held)
     chosen = tiny.samples(6)
     wanted = tiny.reference(checkpoints / "llama", chosen)[1]
@@ -88,4 +103,4 @@ def test_a_teacher_waits_in_host_memory(tiny, checkpoints):
             assert torch.allclose(found.cpu(), wanted, atol=1e-4), layout
         actor = backend.forward([batch], tiny.REQUEST)[0].log_probs
         assert torch.equal(actor, alone.forward([batch], tiny.REQUEST)[0].log_probs)
-    assert not any(param.to_local().untyped_storage().nbytes() for param in backend._sets["teacher"].parameters())
+    assert not any(param.untyped_storage().nbytes() for param in backend._sets["teacher"].parameters())

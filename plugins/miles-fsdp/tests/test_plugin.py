@@ -33,6 +33,7 @@ def test_flags_are_the_documented_ones():
         ("--gradient-checkpointing", False),
         ("--context-parallel-size", 1),
         ("--dp-replicate-size", 1),
+        ("--fsdp-compile", False),
         ("--fsdp-precision", "auto"),
     ]
 

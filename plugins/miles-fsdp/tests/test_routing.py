@@ -221,8 +221,7 @@ def disturb(backend, scale):
     generator = torch.Generator().manual_seed(9)
     for name, parameter in backend._sets["actor"].model.named_parameters():
         if name.endswith("gate.weight"):
-            local = parameter.detach().to_local()
-            local += scale * torch.randn(local.shape, generator=generator)
+            parameter.data += scale * torch.randn(parameter.shape, generator=generator)
 
 
 def test_replay_takes_away_what_other_choices_do_to_the_ratio(tiny, experts):

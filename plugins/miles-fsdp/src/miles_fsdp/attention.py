@@ -125,12 +125,27 @@ def packed_attention(
         return kernel(query, key, value, scaling, sliding_window).transpose(1, 2), None
     if packing.restore is None:
         return _variable_length(query, key, value, scaling, sliding_window, packing), None
+    return _by_groups(query, key, value, scaling, sliding_window, packing, kernel), None
+
+
+# A compiler would make a program for every number and size of groups.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _by_groups(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    packing: Packing,
+    kernel: Kernel,
+) -> torch.Tensor:
+    assert packing.restore is not None
     parts = []
     for gather, rows, length in packing.groups:
         q, k, v = (_segments(x[0], gather, rows, length) for x in (query, key, value))
-        parts.append(kernel(q, k, v, scaling, sliding_window).transpose(1, 2).flatten(0, 1))
+        parts.append(kernel(q, k, v, scaling, window).transpose(1, 2).flatten(0, 1))
     padded = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return padded.index_select(0, packing.restore)[None], None
+    return padded.index_select(0, packing.restore)[None]
 
 
 def _segments(heads: torch.Tensor, gather: torch.Tensor, rows: int, length: int) -> torch.Tensor:

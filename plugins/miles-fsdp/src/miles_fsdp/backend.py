@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
 
 from miles_core.accelerator.device import accelerator_of, rank_device
 from miles_core.accelerator.parking import Parking
@@ -23,11 +22,13 @@ from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, SHARED, check_packable, choose_attention
 from miles_fsdp.context import Context, Sharing, context_mesh
 from miles_fsdp.export import whole_weights
-from miles_fsdp.model import build_empty, fill, read_config, shard, shard_group, shard_mesh
+from miles_fsdp.model import build_empty, fill, read_config
 from miles_fsdp.optimizer import ShardedOptimizer, local
 from miles_fsdp.options import FsdpOptions
 from miles_fsdp.plugin import OWNER, chosen_by_user
+from miles_fsdp.policy import Policy
 from miles_fsdp.routing import Replays
+from miles_fsdp.sharding import blocks_of, check_compiler, exchange_gradients, prepare, reshard, shard, shard_group, shard_mesh
 from miles_fsdp.shared_attention import check_shareable
 from miles_fsdp.state import load_state, read_facts, save_state
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from miles_core.options import Config
-    from miles_fsdp.policy import Policy
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,8 @@ class FsdpBackend:
         """Build the actor, its copies and the optimizer from ``spec``.
 
         Raises:
-            UsageError: checkpoint or sizes do not fit (M338, M340, M342, M343, M345, M580), or something is not there (M341, M435).
+            UsageError: checkpoint or sizes do not fit (M338, M340, M342, M343, M345, M580), or something is missing (M341, M435,
+                M582).
         """
         self._spec = spec
         accelerator_of(self.device).use(self.device)
@@ -100,6 +101,8 @@ class FsdpBackend:
         self._exact = self._config.get(TrainingOptions).true_on_policy_mode and not spec.value_head
         if self._exact:
             check_place(self.device.type, OWNER)
+        if self._options.compile:
+            check_compiler(self.device.type)
         self._mesh = shard_mesh(self.device.type, self._options.replicate_size)
         if self._options.context_parallel_size > 1:
             self._context, self._data_group = context_mesh(self.device.type, self._options.context_parallel_size)
@@ -110,8 +113,7 @@ class FsdpBackend:
         actor = self._sets["actor"] = self._build(
             model_config, weights, trainable=True, invariant=self._exact, valued=spec.value_head
         )
-        parameters: dict[str, Any] = dict(actor.model.named_parameters())
-        self._optimizer = ShardedOptimizer(self._config, parameters, spec.train_steps, self.device, shard_group(self._mesh))
+        self._optimizer = ShardedOptimizer(self._config, actor.weights(), spec.train_steps, self.device, shard_group(self._mesh))
         sources = dict(spec.copy_sources)
         frozen = [*((name, sources.get(name, spec.checkpoint)) for name in spec.copies), *spec.models]
         for name, source in frozen:
@@ -132,16 +134,12 @@ class FsdpBackend:
         model = build_empty(model_config, attentions, with_value_head=valued)
         if self._config.get(TrainingOptions).qkv_format == "thd":
             check_packable(model)
-        policy = shard(
-            model,
-            self._mesh,
-            compute=self._compute,
-            recompute=trainable and self._options.gradient_checkpointing,
-            cpu_offload=self._options.cpu_offload,
-            trainable=trainable,
-            context=self._context,
-            sharing=sharing,
-        )
+        model.requires_grad_(trainable)
+        blocks = blocks_of(model)
+        prepare(blocks, recompute=trainable and self._options.gradient_checkpointing, compiled=self._options.compile)
+        policy = Policy(model, compute=self._compute, context=self._context, sharing=sharing, compiled=self._options.compile)
+        if self._is_sharded:
+            shard(policy, blocks, self._mesh, cpu_offload=self._options.cpu_offload)
         home = torch.device("cpu") if self._options.cpu_offload else self.device
         # A frozen set is only ever computed with, so it needs no more than the compute precision.
         seed = self._config.get(TrainingOptions).seed
@@ -191,7 +189,7 @@ class FsdpBackend:
                 outputs.append(ModelOutputs(*policy(batch, request, False)))
                 if replay is not None and request.routes:
                     outputs[-1] = dataclasses.replace(outputs[-1], routes=replay.taken())
-        _reshard(policy)
+        reshard(policy)
         self._put_away(weights)
         return outputs
 
@@ -207,11 +205,12 @@ class FsdpBackend:
         with self._replays.during("actor", policy.model, micro_batches, request) as replay:
             for i, batch in enumerate(micro_batches):
                 if i in (0, last):
-                    policy.set_requires_gradient_sync(i == last)  # type: ignore[operator]
+                    exchange_gradients(policy, i == last)
                 if replay is not None:
                     replay.start(batch)
                 self._backward(policy, batch, request, loss)
         norm, rate, skipped = self._optimizer.step()
+        policy.masters.refresh()
         return StepReport(grad_norm=norm, learning_rates=(rate,), skipped=skipped)
 
     @staticmethod
@@ -234,7 +233,7 @@ class FsdpBackend:
         from another policy.
         """
         dtypes = dict.fromkeys(self._dtypes, torch.float32) if self._exact else self._dtypes
-        return whole_weights(self._present("actor").model, dtypes, self.device)
+        return whole_weights(self._present("actor"), dtypes, self.device)
 
     def copy_weights(self, source: str, target: str) -> None:
         """Overwrite one named weight set by another; the optimizer's state stays. A copy has the compute precision only.
@@ -248,10 +247,11 @@ class FsdpBackend:
         for name in (source, target):
             self._fetch(name)
         with torch.no_grad():
-            for old, new in zip(policies[1].parameters(), policies[0].parameters(), strict=True):
+            for old, new in zip(policies[1].weights().values(), policies[0].weights().values(), strict=True):
                 local(old).copy_(local(new))
             for stale, fresh in zip(policies[1].buffers(), policies[0].buffers(), strict=True):
                 stale.copy_(fresh)
+        policies[1].masters.refresh()
         for name in (source, target):
             self._put_away(name, unchanged=name == source)
         self._changed |= {target} - {"actor"}
@@ -271,7 +271,7 @@ class FsdpBackend:
         copies = sorted(self._changed)
         for name in copies:
             self._fetch(name)
-        save_state(directory, actor.model, self._optimizer, {name: self._sets[name].model for name in copies})
+        save_state(directory, actor, self._optimizer, {name: self._sets[name] for name in copies})
         for name in copies:
             self._put_away(name)
 
@@ -286,7 +286,7 @@ class FsdpBackend:
         copies = [name for name in facts["copies"] if name in self._sets]
         for name in copies:
             self._fetch(name)
-        load_state(directory, facts, actor.model, self._optimizer, {name: self._sets[name].model for name in copies})
+        load_state(directory, facts, actor, self._optimizer, {name: self._sets[name] for name in copies})
         for name in copies:
             self._put_away(name, unchanged=False)
         self._changed = set(copies)
@@ -294,7 +294,7 @@ class FsdpBackend:
     def export_hf(self, directory: Path) -> None:
         """Write an HF directory, whole or not at all. Collective."""
         to_host = self._options.state_dict_cpu_offload
-        tensors = whole_weights(self._present("actor").model, self._dtypes, self.device)
+        tensors = whole_weights(self._present("actor"), self._dtypes, self.device)
         finish = value_head.describe if self._spec.value_head else None
         write_hf(directory, self._spec.checkpoint, tensors, to_host=to_host, finish=finish)
 
@@ -305,9 +305,11 @@ class FsdpBackend:
         self._offloaded = True
         if not self._offloads:
             return
-        for param in self._sets["actor"].parameters():
+        weights = self._sets["actor"].weights().values()
+        for param in weights:
             param.grad = None
-        tensors = [local(param) for param in self._sets["actor"].parameters()] + self._optimizer.storage()
+        tensors = [local(param) for param in weights] + self._optimizer.storage()
+        self._sets["actor"].masters.release()
         freed = self._parking["actor"].out(tensors)
         gc.collect()
         accelerator_of(self.device).release_cache()
@@ -316,6 +318,8 @@ class FsdpBackend:
     def onload(self) -> None:
         """Undo :meth:`offload`."""
         self._parking["actor"].back()
+        if self._offloaded and self._offloads:
+            self._sets["actor"].masters.restore()
         self._offloaded = False
 
     def close(self) -> None:
@@ -324,6 +328,11 @@ class FsdpBackend:
         self._replays.clear()
         self._parking.clear()
         self.__dict__.pop("_optimizer", None)
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether FSDP moves the weights: between ranks, or between host and device."""
+        return self._mesh.size() > 1 or self._options.cpu_offload
 
     @property
     def _offloads(self) -> bool:
@@ -345,14 +354,7 @@ class FsdpBackend:
     def _put_away(self, name: str, *, unchanged: bool = True) -> None:
         """Keep a frozen set in host memory while nobody uses it."""
         if name != "actor" and self._offloads:
-            self._parking[name].out([local(param) for param in self._sets[name].parameters()], unchanged=unchanged)
-
-
-def _reshard(policy: Policy) -> None:
-    """Drop gathered parameters, which FSDP keeps after a forward pass without a backward one and would take for current."""
-    for module in policy.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+            self._parking[name].out([local(param) for param in self._sets[name].weights().values()], unchanged=unchanged)
 
 
 def _device(wanted: str) -> torch.device:

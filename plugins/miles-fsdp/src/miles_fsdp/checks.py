@@ -58,6 +58,21 @@ def _worlds(config: Config) -> dict[str, int]:
     return worlds
 
 
+def compile_problems(config: Config) -> Iterator[UsageError]:
+    """Every reason why the run cannot have ``--fsdp-compile`` (M581)."""
+    if not config.peek(FsdpOptions).compile:
+        return
+    routing = config.peek(RoutingOptions)
+    replay = "--use-rollout-routing-replay" if routing.use_rollout_routing_replay else "--use-routing-replay"
+    for wrong, flag, why in (
+        (config.peek(TrainingOptions).true_on_policy_mode, "--true-on-policy-mode", "a compiler orders sums in its own way"),
+        (routing.replays, replay, "routes are recorded and replayed in Python code within the layers"),
+    ):
+        if wrong:
+            what = f"--fsdp-compile contradicts {flag}"
+            yield UsageError("M581", what, owner=OWNER, why=why, fix="leave one of them out")
+
+
 def _context_contradictions(config: Config, options: FsdpOptions, attention_chosen: bool) -> Iterator[UsageError]:
     said = f"{CONTEXT} {options.context_parallel_size}"
     if attention_chosen and options.attn_implementation == "eager":

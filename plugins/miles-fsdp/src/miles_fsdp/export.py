@@ -18,22 +18,25 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from miles_fsdp.policy import Policy
+
 _LAYER = re.compile(r"\.\d+\.")
 
 
-def whole_weights(model: nn.Module, dtypes: dict[str, torch.dtype], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+def whole_weights(policy: Policy, dtypes: dict[str, torch.dtype], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
     """Every weight as the checkpoint stores it, one tensor (for converted models one layer) at a time. Collective.
 
     Args:
-        model: with sharded parameters.
+        policy: the model, whose weights may be sharded.
         dtypes: of the checkpoint's tensors, by name; a tied weight comes under the name that is there.
         device: where ranks exchange their shards, and where the tensors are.
 
     Yields:
         name and tensor. With one rank and equal dtypes the tensor is the parameter itself: copy it before the next step.
     """
+    model = policy.model
     aliases = parameter_names(model)
-    parameters = dict(model.named_parameters())
+    parameters = policy.weights()
     buffers = {name: buffer.detach() for name, buffer in model.named_buffers() if name in dtypes}
     if not is_converted(model):
         for name, param in parameters.items():
@@ -65,10 +68,9 @@ def _converted(
 
 
 def gather(param: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A sharded parameter, whole, on every rank. Collective."""
-    assert isinstance(param, DTensor)
+    """A parameter that may be sharded, whole, on every rank. Collective."""
     shard = local(param).detach().to(device, dtype)
-    if param.device_mesh.size(param.device_mesh.ndim - 1) == 1:
+    if not isinstance(param, DTensor) or param.device_mesh.size(param.device_mesh.ndim - 1) == 1:
         return shard
     whole = DTensor.from_local(
         shard, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()

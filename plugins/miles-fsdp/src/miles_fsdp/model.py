@@ -1,19 +1,15 @@
-"""The model of one rank: built without memory, sharded with FSDP2, then filled with this rank's rows of the checkpoint."""
+"""The model of one rank: built without memory, and after sharding filled with this rank's rows of the checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
@@ -21,18 +17,16 @@ from miles_core.errors import UsageError
 from miles_core.numerics.model import make_invariant
 from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, PACKED, SHARED
-from miles_fsdp.checks import REPLICATE, misfit
 from miles_fsdp.conversion import converted_parameters, is_converted
-from miles_fsdp.policy import Policy
+from miles_fsdp.optimizer import local
+from miles_fsdp.sharding import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from torch.distributed.device_mesh import DeviceMesh
-
     from miles_core.hf import HfWeights
-    from miles_fsdp.context import Context, Sharing
+    from miles_fsdp.policy import Policy
 
 OWNER = "miles-fsdp"
 
@@ -111,70 +105,6 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def shard_mesh(device: str, replicas: int) -> DeviceMesh:
-    """All ranks, which share the weights out, or as many groups of neighbours, each of which does. Collective.
-
-    Raises:
-        UsageError: there are no groups of equal size (M580).
-    """
-    world = dist.get_world_size()
-    if replicas == 1:
-        return init_device_mesh(device, (world,))
-    if world % replicas:
-        raise misfit("M580", f"{REPLICATE} {replicas} does not fit the run", f"{world} ranks are no multiple of it")
-    return init_device_mesh(device, (replicas, world // replicas), mesh_dim_names=("replica", "shard"))
-
-
-def shard_group(mesh: DeviceMesh) -> dist.ProcessGroup | None:
-    """The ranks that share the weights out with this one; None if there are none."""
-    last = mesh.ndim - 1
-    return mesh.get_group(last) if mesh.size(last) > 1 else None
-
-
-def shard(
-    model: nn.Module,
-    mesh: DeviceMesh,
-    *,
-    compute: torch.dtype,
-    recompute: bool,
-    cpu_offload: bool,
-    trainable: bool,
-    context: Context | None = None,
-    sharing: Sharing | None = None,
-) -> Policy:
-    """Shard each decoder layer, then the rest, over the last dimension of ``mesh``; gradients are summed over all of it in fp32.
-
-    Args:
-        compute: dtype of forward and backward; the shards stay fp32.
-        recompute: recompute each layer's activations in the backward pass.
-        cpu_offload: keep the shards in host memory.
-        trainable: whether parameters take gradients.
-        context, sharing: the ranks of ``mesh`` that share a micro-batch's tokens, and how; as in :class:`Policy`.
-    """
-    model.requires_grad_(trainable)
-    blocks = [m for m in model.modules() if type(m).__name__ in set(getattr(model, "_no_split_modules", None) or ())]
-    policy = Policy(model, compute=compute, context=context, sharing=sharing)
-    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
-    for block in blocks:
-        if recompute:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-        # A shard of one rank has nothing to gather: keeping the layer's compute copy until its backward saves a second cast.
-        reshard = mesh.size(mesh.ndim - 1) > 1
-        fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
-    head = value_head.of(model)
-    if head is not None:
-        # Values are regressed on, which bf16 is too coarse for: their head takes part in fp32 whatever the rest does.
-        exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
-        fully_shard(head, mesh=mesh, mp_policy=exact, offload_policy=offload, reshard_after_forward=False)
-    fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=offload)
-    for part in (*blocks, *([head] if head is not None else []), policy):
-        # Neither setting reaches the modules inside, and without them FSDP takes the mean.
-        part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
-        part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
-    return policy
-
-
 def fill(policy: Policy, weights: HfWeights, device: torch.device, dtype: torch.dtype, *, seed: int = 0) -> None:
     """Give every parameter this rank's rows of the checkpoint, and every stored buffer its value.
 
@@ -195,9 +125,10 @@ def fill(policy: Policy, weights: HfWeights, device: torch.device, dtype: torch.
         def read(name: str, rows: tuple[int, int]) -> torch.Tensor:
             return weights.read(next(n for n in aliases[name] if n in weights.tensors), rows)
 
-    _replace_parameters(model, value_head.reader(model, weights, seed, read), device, dtype)
-    # A conversion, even one that does nothing, makes FSDP take over the new shards and pad them: their storage is final after it.
-    policy._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]
+    _replace_parameters(policy, value_head.reader(model, weights, seed, read), device, dtype)
+    if isinstance(policy, FSDPModule):
+        # A conversion, even one that does nothing, makes FSDP take over the new shards and pad them: their storage is final then.
+        policy._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]
     for name, buffer in model.named_buffers():
         if name in weights.tensors:
             buffer.copy_(weights.read(name))
@@ -205,36 +136,44 @@ def fill(policy: Policy, weights: HfWeights, device: torch.device, dtype: torch.
 
 
 def _replace_parameters(
-    model: nn.Module, read: Callable[[str, tuple[int, int]], torch.Tensor], device: torch.device, dtype: torch.dtype
+    policy: Policy, read: Callable[[str, tuple[int, int]], torch.Tensor], device: torch.device, dtype: torch.dtype
 ) -> None:
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
+    for module in policy.model.modules():
         for attribute, param in module.named_parameters(recurse=False):
             owners.setdefault(id(param), []).append((module, attribute))
-    parameters: list[tuple[str, Any]] = list(model.named_parameters())
+    parameters: list[tuple[str, nn.Parameter]] = list(policy.model.named_parameters())
     for name, param in parameters:
-        rank, ranks = _place(param.device_mesh)
+        rank, ranks = place_of(param)
         count = param.shape[0]
         share = -(-count // ranks)
         rows = min(rank * share, count), min((rank + 1) * share, count)
         stored = read(name, rows)
         # A copy always: what was read may be a view of the mapped file.
-        local = torch.empty(stored.shape, dtype=dtype, device=device).copy_(stored)
-        whole: Any = DTensor.from_local(
-            local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
-        )
-        if whole.to_local().device.type != device.type:
-            # A distributed tensor is made on its mesh's device; one that lives in host memory is moved there afterwards.
-            whole = whole.to(device)
-        filled = nn.Parameter(whole, requires_grad=param.requires_grad)
+        part = torch.empty(stored.shape, dtype=dtype, device=device).copy_(stored)
+        filled = _of_shards(part, param, device) if isinstance(param, DTensor) else _of_one_rank(part, param, name, policy)
         for module, attribute in owners[id(param)]:
             setattr(module, attribute, filled)
 
 
-def _place(mesh: DeviceMesh) -> tuple[int, int]:
-    """This rank's place among those that share the weights out, and how many they are."""
-    last = mesh.ndim - 1
-    return mesh.get_local_rank(last), mesh.size(last)
+def _of_shards(part: torch.Tensor, param: DTensor, device: torch.device) -> nn.Parameter:
+    whole: torch.Tensor = DTensor.from_local(
+        part, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+    )
+    if local(whole).device.type != device.type:
+        # A distributed tensor is made on its mesh's device; one that lives in host memory is moved there afterwards.
+        whole = whole.to(device)
+    return nn.Parameter(whole, requires_grad=param.requires_grad)
+
+
+def _of_one_rank(part: torch.Tensor, param: nn.Parameter, name: str, policy: Policy) -> nn.Parameter:
+    """The parameter itself, in the precision of the computation; a value head's is fp32 always."""
+    compute = torch.float32 if name in value_head.NAMES else policy.compute
+    if part.dtype == compute:
+        return nn.Parameter(part, requires_grad=param.requires_grad)
+    filled = nn.Parameter(part.to(compute), requires_grad=param.requires_grad)
+    policy.masters.add(name, part, filled)
+    return filled
 
 
 def parameter_names(model: nn.Module) -> dict[str, list[str]]:

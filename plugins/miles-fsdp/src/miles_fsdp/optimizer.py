@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from miles_core.config import TrainingOptions
 from miles_core.training.schedule import learning_rate
 from miles_fsdp.options import FsdpOptions
 
 if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-
     from miles_core.options import Config
 
 
@@ -25,7 +24,7 @@ class ShardedOptimizer:
 
     Args:
         config: the run's options.
-        parameters: named sharded parameters, whose local storage is final.
+        parameters: named parameters or master weights, sharded or not, whose local storage is final.
         train_steps: optimizer steps of the run.
         device: of the computation; the norm is reduced there.
         group: ranks that share the weights out, over which the norm is summed; None is this one alone.
@@ -38,7 +37,7 @@ class ShardedOptimizer:
     def __init__(
         self,
         config: Config,
-        parameters: dict[str, DTensor],
+        parameters: dict[str, torch.Tensor],
         train_steps: int,
         device: torch.device,
         group: dist.ProcessGroup | None,
@@ -139,6 +138,8 @@ class ShardedOptimizer:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a distributed tensor, sharing its memory."""
+    """This rank's part of a distributed tensor, sharing its memory; any other tensor itself."""
+    if not isinstance(tensor, DTensor):
+        return tensor
     with torch.no_grad():
-        return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+        return tensor.to_local()

@@ -11,7 +11,7 @@ from miles_core.config import ClusterOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_core.plugins import hookimpl
 from miles_core.plugins.records import BackendRecord
-from miles_fsdp.checks import group_problems
+from miles_fsdp.checks import compile_problems, group_problems
 from miles_fsdp.options import FsdpOptions
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def miles_backend() -> Sequence[BackendRecord]:
 
 @hookimpl
 def miles_configure(event: Configure) -> None:
-    """Check what can be checked without torch: attention that cannot run, groups that do not fit, an impossible schedule."""
+    """Check what can be checked without torch: attention that cannot run, groups that do not fit, impossible schedules."""
     config = event.config
     options, cluster, training = config.get(FsdpOptions), config.get(ClusterOptions), config.get(TrainingOptions)
     if options.attn_implementation == "flash_attention_2" and chosen_by_user(config, "attn_implementation"):
@@ -55,7 +55,8 @@ def miles_configure(event: Configure) -> None:
         if why:
             fix = "leave --attn-implementation out, or set it to sdpa"
             event.error(UsageError("M341", "--attn-implementation flash_attention_2 cannot be used", owner=OWNER, why=why, fix=fix))
-    for problem in group_problems(config, attention_chosen=chosen_by_user(config, "attn_implementation")):
+    problems = group_problems(config, attention_chosen=chosen_by_user(config, "attn_implementation"))
+    for problem in (*problems, *compile_problems(config)):
         event.error(problem)
     if training.true_on_policy_mode and options.precision == "bf16":
         why = "its exact difference of 0 is that of fp32"

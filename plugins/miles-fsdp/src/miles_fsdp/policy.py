@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from miles_core.training.logprobs import token_outputs, token_outputs_from_hidde
 from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, PACKED, Packing, runs_variable_length
 from miles_fsdp.context import Shard, gathered
+from miles_fsdp.masters import Masters
 from miles_fsdp.shared_attention import shared_row
 
 if TYPE_CHECKING:
@@ -32,20 +34,35 @@ class Policy(nn.Module):
         compute: precision of the computation.
         context: the ranks that share a micro-batch's tokens; None if this one has them for itself.
         sharing: how those share the model's attention.
+        compiled: compile log-probs and entropy.
     """
 
-    def __init__(self, model: Any, *, compute: torch.dtype, context: Context | None = None, sharing: Sharing | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        compute: torch.dtype,
+        context: Context | None = None,
+        sharing: Sharing | None = None,
+        compiled: bool = False,
+    ) -> None:
         super().__init__()
         self.model: Any = model
         self.attention: str = model.config._attn_implementation
         self.compute = compute
         self.context, self.sharing = context, sharing
         self.plain_head = value_head.of(model) is not None or _head_is_last(model, self.head)
+        self.masters = Masters()
+        self._of_logits = functools.partial(token_outputs, compiled=compiled)
 
     @property
     def head(self) -> nn.Module:
         """The vocabulary or value head. No attribute, which would register the module under a second name."""
         return value_head.of(self.model) or self.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What training updates and checkpoints hold, by name: parameters, or their masters where they have some."""
+        return {name: self.masters.of(name, param) for name, param in self.model.named_parameters()}
 
     def forward(self, batch: MicroBatch, request: OutputRequest, entropy_grad: bool) -> tuple[torch.Tensor | None, ...]:
         """Log-probs, entropy and values, ``[N]`` each, and logits, ``[N, V]``, or None where not requested.
@@ -62,10 +79,14 @@ class Policy(nn.Module):
             hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, rows)
             # One output a token needs no chunks, and the value head, sharded by itself, must run as often on every rank.
             whole = dataclasses.replace(request, chunk_size=-1) if request.values else request
-            outputs = token_outputs_from_hidden(hidden, self.head, targets, whole, entropy_grad=entropy_grad)
+            # The value head is fp32 whatever the rest is.
+            hidden = hidden.float() if request.values else hidden
+            outputs = token_outputs_from_hidden(
+                hidden, self.head, targets, whole, entropy_grad=entropy_grad, of_logits=self._of_logits
+            )
         else:
             logits = _logits(self.model, self.head, inputs, rows)
-            outputs = token_outputs(logits, targets, request, entropy_grad=entropy_grad)
+            outputs = self._of_logits(logits, targets, request, entropy_grad=entropy_grad)
         # FSDP does not want a view of what it hooks: values are one of the head's output.
         values = outputs.values.clone() if outputs.values is not None else None
         found = outputs.log_probs, outputs.entropy, values, outputs.logits

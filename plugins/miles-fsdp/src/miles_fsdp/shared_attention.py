@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AttentionInterface
 
 from miles_core.errors import RunError, UsageError
@@ -12,8 +13,6 @@ from miles_fsdp.context import heads_of, tokens_of
 from miles_fsdp.ring import Ring, ring_attention
 
 if TYPE_CHECKING:
-    import torch
-
     from miles_core.training.batch import MicroBatch
     from miles_fsdp.context import Sharing
 
@@ -36,6 +35,7 @@ def shared_row(whole: MicroBatch, sharing: Sharing, *, varlen: bool) -> Packing 
     return Ring.of(bounds, sharing.ring, whole.tokens.device, varlen=varlen)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def shared_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

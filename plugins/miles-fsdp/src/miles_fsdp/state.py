@@ -18,9 +18,8 @@ from miles_core.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
-
     from miles_fsdp.optimizer import ShardedOptimizer
+    from miles_fsdp.policy import Policy
 
 OWNER = "miles-fsdp"
 FORMAT = 1
@@ -28,13 +27,13 @@ _FACTS = "fsdp.json"
 _SHARDS = "shards"
 
 
-def save_state(directory: Path, model: nn.Module, optimizer: ShardedOptimizer, copies: dict[str, nn.Module]) -> None:
+def save_state(directory: Path, policy: Policy, optimizer: ShardedOptimizer, copies: dict[str, Policy]) -> None:
     """Write model, optimizer, step count and this rank's RNG into ``directory``. Collective.
 
     Args:
         copies: weight sets that training changed and that no checkpoint holds.
     """
-    save(_tensors(model, optimizer, copies), checkpoint_id=directory / _SHARDS)
+    save(_tensors(policy, optimizer, copies), checkpoint_id=directory / _SHARDS)
     torch.save(_random_state(), directory / f"random-{dist.get_rank()}.pt")
     if dist.get_rank() == 0:
         facts = {
@@ -65,7 +64,7 @@ def read_facts(directory: Path) -> dict[str, Any]:
 
 
 def load_state(
-    directory: Path, facts: dict[str, Any], model: nn.Module, optimizer: ShardedOptimizer, copies: dict[str, nn.Module]
+    directory: Path, facts: dict[str, Any], policy: Policy, optimizer: ShardedOptimizer, copies: dict[str, Policy]
 ) -> None:
     """Restore what :func:`save_state` wrote, in place; the RNG only on as many ranks as saved it. Collective.
 
@@ -75,27 +74,30 @@ def load_state(
     if facts["optimizer"] != optimizer.kind:
         raise _misfit(directory, f"it was trained with --optimizer {facts['optimizer']}, not {optimizer.kind}")
     optimizer.finished = facts["steps"]
-    tensors = _tensors(model, optimizer, copies)
+    tensors = _tensors(policy, optimizer, copies)
     _check(directory, tensors)
     load(tensors, checkpoint_id=directory / _SHARDS)
     if facts["world_size"] == dist.get_world_size():
         _set_random_state(torch.load(directory / f"random-{dist.get_rank()}.pt", weights_only=True))
+    for each in (policy, *copies.values()):
+        each.masters.refresh()
     dist.barrier()
 
 
-def _tensors(model: nn.Module, optimizer: ShardedOptimizer, copies: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
-    parameters = dict(model.named_parameters())
+def _tensors(policy: Policy, optimizer: ShardedOptimizer, copies: dict[str, Policy]) -> dict[str, torch.Tensor]:
+    parameters = policy.weights()
     tensors: dict[str, torch.Tensor] = {f"model/{name}": param.detach() for name, param in parameters.items()}
     for name, entry in optimizer.state().items():
         for field, tensor in entry.items():
             tensors[f"optimizer/{name}/{field}"] = _like(tensor, parameters[name]) if tensor.dim() else tensor
-    for copy, module in copies.items():
-        tensors |= {f"copies/{copy}/{name}": param.detach() for name, param in module.named_parameters()}
+    for copy, other in copies.items():
+        tensors |= {f"copies/{copy}/{name}": param.detach() for name, param in other.weights().items()}
     return tensors
 
 
-def _like(shard: torch.Tensor, param: torch.Tensor) -> DTensor:
-    assert isinstance(param, DTensor)
+def _like(shard: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+    if not isinstance(param, DTensor):
+        return shard
     return DTensor.from_local(shard, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride())
 
 

@@ -14,5 +14,26 @@ FSDP_OPTIONS: dict[str, Explanation] = {
             "change the number of ranks or this size"
         ),
     ),
+    "M581": Explanation(
+        title="Compilation that contradicts another option",
+        meaning=(
+            "`--fsdp-compile` goes neither with `--true-on-policy-mode`, whose results are those of given kernels bit for bit, nor "
+            "with routing replay."
+        ),
+        remedy="Leave one of the two out.",
+        example=(
+            "M581 miles-fsdp 0.1.0: --fsdp-compile contradicts --true-on-policy-mode: a compiler orders sums in its own way. Do: "
+            "leave one of them out"
+        ),
+    ),
+    "M582": Explanation(
+        title="No compiler",
+        meaning="`--fsdp-compile` writes programs on the machines that train: C++ for CPUs, Triton with a little C for GPUs.",
+        remedy="Install g++ (gcc for GPUs, and the package triton, which comes with PyTorch there), or leave `--fsdp-compile` out.",
+        example=(
+            "M582 miles-fsdp 0.1.0: --fsdp-compile has no compiler: neither g++ nor clang++ is on the PATH, nor does CXX name a "
+            "compiler. Do: install one, or leave it out"
+        ),
+    ),
 }
 """Found before a run starts."""
