@@ -14,6 +14,7 @@ SCRIPTS = (
     ["generation.py", "--size", "5m"],
     ["gpu_training.py", "--size", "0.5m", "--tokens", "2048"],
     ["gpu_training.py", "--size", "5m", "--tokens", "2048"],
+    ["fsdp_step.py"],
     ["scale.py"],
     ["router.py"],
     ["true_on_policy.py", "--size", "0.5m"],

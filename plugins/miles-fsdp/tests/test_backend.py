@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from miles_core.errors import RunError, UsageError
+from miles_core.hf import folder
 from miles_core.protocols.backend import OutputRequest
 from miles_fsdp.options import FsdpOptions
 
@@ -211,6 +212,19 @@ def test_an_exported_directory_loads_in_transformers(tiny, checkpoints, tmp_path
     assert torch.allclose(tiny.reference(target, chosen)[1], wanted, atol=1e-5)
     if model == "qwen3":
         assert AutoTokenizer.from_pretrained(target).encode("abc") == [65, 66, 67]
+
+
+@pytest.mark.parametrize("to_host", [True, False])
+def test_an_export_waits_in_host_memory_or_in_copies(tiny, checkpoints, tmp_path, to_host, monkeypatch):
+    backend = tiny.make_backend(checkpoints / "qwen3", options=FsdpOptions(state_dict_cpu_offload=to_host))
+    held = {name: tensor.data_ptr() for name, tensor in backend._sets["actor"].weights().items()}
+    written = {}
+    save = folder.save_file
+    monkeypatch.setattr(folder, "save_file", lambda tensors, *rest: (written.update(tensors), save(tensors, *rest)))
+    backend.export_hf(tmp_path / "out")
+    assert written.keys() == held.keys()
+    # On a CPU the weights are in host memory, so that there is nothing to move; a copy on the device would be a second one.
+    assert {written[name].data_ptr() == held[name] for name in held} == {to_host}
 
 
 def test_a_reference_copy_stays_until_it_is_overwritten(tiny, checkpoints, tmp_path):

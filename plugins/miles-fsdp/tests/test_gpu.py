@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from miles_core.hf import folder
 from miles_core.training import logprobs
 from miles_fsdp.attention import PACKED
 from miles_fsdp.options import FsdpOptions
@@ -41,6 +42,22 @@ def test_packed_gradients_in_bf16_are_near_those_of_padded_rows(tiny, checkpoint
         found[layout] = tiny.gradients(backend, [tiny.micro_batch(chosen, layout).to(backend.device)])
     for name, gradient in found["thd"].items():
         assert torch.nn.functional.cosine_similarity(gradient.flatten(), found["bshd"][name].flatten(), dim=0) > 0.99, name
+
+
+def test_an_export_waits_in_host_memory_unless_told_otherwise(tiny, checkpoints, tmp_path, monkeypatch):
+    save, most = folder.save_file, {}
+    for to_host in (True, False):
+        backend = tiny.make_backend(checkpoints / "qwen3", options=FsdpOptions(state_dict_cpu_offload=to_host), device="cuda")
+        size = sum(param.nbytes for param in backend._sets["actor"].weights().values())
+        before = torch.cuda.memory_allocated()
+
+        def measured(*args, held=to_host, start=before):
+            most[held] = torch.cuda.memory_allocated() - start
+            save(*args)
+
+        monkeypatch.setattr(folder, "save_file", measured)
+        backend.export_hf(tmp_path / str(to_host))
+        assert most[to_host] < size / 2 if to_host else most[to_host] >= size
 
 
 def test_compiled_steps_are_near_those_that_are_not(tiny, checkpoints):

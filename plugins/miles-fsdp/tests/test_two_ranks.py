@@ -19,10 +19,15 @@ SECONDS = 150
 
 
 @pytest.fixture(scope="module")
-def root(checkpoints, tmp_path_factory) -> Path:
+def root(tiny, one_rank, checkpoints, tmp_path_factory) -> Path:
     """The folder that the two processes worked in."""
     folder = tmp_path_factory.mktemp("two") / "work"
     shutil.copytree(checkpoints, folder)
+    alone = tiny.make_backend(folder / "qwen3", lr=1e-2, lr_warmup_iters=1, lr_decay_style="cosine")
+    alone.train_step([tiny.micro_batch(tiny.samples(8))], tiny.REQUEST, tiny.loss)
+    (folder / "saved-alone").mkdir()
+    alone.save(folder / "saved-alone")
+    torch.save(tiny.weights_of(alone), folder / "alone.pt")
     script = Path(__file__).with_name("two_ranks.py")
     logs = [folder / f"rank-{rank}.log" for rank in range(WORLD)]
     started = []
@@ -123,6 +128,11 @@ def test_copies_of_the_shards_go_on_from_shards_and_back(results):
     for name, tensor in results["stepped copied"].items():
         assert torch.allclose(tensor, results["stepped"][name], atol=1e-6)
         assert torch.equal(tensor, results["copied and shared out"][name])
+
+
+def test_a_state_of_one_rank_loads_on_two(root, results):
+    wanted = torch.load(root / "alone.pt")
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in results["of one rank"].items())
 
 
 def test_two_ranks_export_one_directory(tiny, root, rows, results):

@@ -100,6 +100,9 @@ def main(rank: int, world: int, root: Path) -> None:
     again.load(saved_copied)
     results["copied and shared out"] = helpers.weights_of(again)
 
+    resumed.load(root / "saved-alone")
+    results["of one rank"] = helpers.weights_of(resumed)
+
     backend.export_hf(root / "exported")
     start = torch.cat([o.log_probs for o in backend.forward(share(rank, world, "thd"), helpers.REQUEST, weights="ref")])
     results["ref"] = start
