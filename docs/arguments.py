@@ -20,8 +20,8 @@ from miles_core.plugins import PluginHost, PluginIndex
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 WORKS, UNTESTED, PLANNED = "works", "untested", "planned"
-UNSET = ("", "None", '""', "(Required)", "(internal path)")
-"""Defaults that are no value."""
+UNSET = ("None", '""', "(Required)", "(internal path)")
+"""Defaults that are no value; an empty column says nothing about the default."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def same_default(row: Row, option: Option) -> bool:
     value = option.default
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
+    if not row.default:
+        return True
     if row.default in UNSET:
         return value in (None, "", [])
     if row.default == "{}":

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(task, cluster, tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "benchmarks" / "kill_resume.py")]
-    limits = ["--kills", "50", "--minutes", "0.6", "--rollouts", "8"]
+    limits = ["--kills", "50", "--minutes", "0.4", "--rollouts", "8"]
     places = ["--task", str(task.folder), "--ray-address", cluster, "--out", str(tmp_path)]
     done = subprocess.run([*script, *limits, *places], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -41,7 +41,8 @@ def test_actor_and_critic(task, cluster, miles, metrics, tmp_path: Path) -> None
         ray_address=cluster,
     )
     whole = tmp_path / "whole"
-    done = miles("run", *common, "--run-dir", whole, "--save-hf", tmp_path / "hf")
+    state = tmp_path / "state"
+    done = miles("run", *common, "--run-dir", whole, "--save-hf", tmp_path / "hf", "--save", state, "--save-interval", 1)
     assert "nobody read" not in done.stdout + done.stderr
     assert "value loss" in done.stdout
     assert "critic on 1" in done.stdout
@@ -59,8 +60,6 @@ def test_actor_and_critic(task, cluster, miles, metrics, tmp_path: Path) -> None
     assert json.loads((tmp_path / "hf-critic" / "config.json").read_text(encoding="utf-8"))["id2label"] == {"0": "value"}
 
     # Stopped after the rollout that trained the critic alone, and gone on with: the same, bit for bit.
-    state = tmp_path / "state"
-    miles("run", *common, "--run-dir", tmp_path / "first", "--save", state, "--save-interval", 1)
     for later in ("step_0000001", "step_0000002"):
         (state / later).rename(tmp_path / later)
     (state / "latest").unlink()

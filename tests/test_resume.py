@@ -61,10 +61,10 @@ def test_resuming_is_bit_for_bit(trainers: int, task, cluster, miles, tmp_path: 
         dynamic_sampling_filter_path="nonzero_std" if trainers == 1 else None,
         **(ALGORITHM if trainers == 1 else {}),
     )
-    whole = miles("run", *common, "--run-dir", tmp_path / "whole", "--save-hf", tmp_path / "whole-hf")
-    assert "nobody read" not in whole.stdout
     state = tmp_path / "state"
-    miles("run", *common, "--run-dir", tmp_path / "first", "--save", state, "--save-interval", 2, "--save-total-limit", 2)
+    saving = ("--save", state, "--save-interval", 2, "--save-total-limit", 2)
+    whole = miles("run", *common, *saving, "--run-dir", tmp_path / "whole", "--save-hf", tmp_path / "whole-hf")
+    assert "nobody read" not in whole.stdout
     saved = sorted(p.name for p in state.iterdir() if p.name.startswith("step_"))
     assert len(saved) == 2, saved
     # Take away the newest state: go on from the one after rollout 4 of 5.

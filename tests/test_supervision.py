@@ -52,7 +52,8 @@ def living(processes: list[psutil.Process]) -> list[str]:
 def test_killing_a_process_ends_the_run(victim: str, task, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     algo = "ppo" if victim.startswith("critic") else "grpo"
-    arguments = task.arguments(trainers=2, algo=algo, num_rollout=100000, run_dir=run_dir)
+    trainers = 2 if victim in ("trainer-1", "router-0") else 1
+    arguments = task.arguments(trainers=trainers, algo=algo, num_rollout=100000, run_dir=run_dir)
     command = [sys.executable, "-m", "miles_core.cli.main", "run", *arguments]
     errors = (tmp_path / "stderr").open("w+")
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)

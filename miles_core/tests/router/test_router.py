@@ -117,6 +117,49 @@ def test_every_prompt_of_a_stream_is_answered_once_when_a_worker_goes_away(play)
     play(scene)
 
 
+@BOTH
+def test_calls_of_a_worker_that_is_taken_away_go_to_another(play, short: bool) -> None:
+    """The worker is silent and its connections stay: nothing else would tell."""
+
+    async def scene(stage) -> None:
+        mine, other = stage.workers
+        mine.hold.clear()
+        call = asyncio.create_task(stage.generate([3]))
+        await stage.until(lambda: len(mine.seen) == 1)
+        await stage.router.remove_worker(mine.url)
+        status, answer = await call
+        assert (status, answer["output_ids"]) == (200, [3])
+        assert len(other.seen) == 1
+
+    play(scene, settings=replace(QUICK, health_interval=60.0), short=short)
+
+
+def test_a_stream_of_a_worker_that_is_taken_away_goes_to_another(play) -> None:
+    async def scene(stage) -> None:
+        mine = stage.workers[0]
+        mine.hold.clear()
+        stream = asyncio.create_task(stage.stream([[number] for number in range(6)]))
+        await stage.until(lambda: len(mine.seen) == 1)
+        await stage.router.remove_worker(mine.url)
+        events = await stream
+        assert sorted(event["index"] for event in events) == list(range(6))
+
+    play(scene, settings=replace(QUICK, health_interval=60.0))
+
+
+def test_a_prompt_may_lose_as_many_workers_as_the_settings_say(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miles_core.router.generate.BACKOFF", 0.01)
+
+    async def scene(stage) -> None:
+        for worker in stage.workers:
+            worker.mood = "cuts"
+        status, answer = await stage.generate([1])
+        assert status == 502
+        assert "6 times" in answer["error"]["message"]
+
+    play(scene, settings=replace(QUICK, attempts=6, failure_threshold=100, health_interval=60.0))
+
+
 def test_a_caller_that_goes_away_ends_its_call(play) -> None:
     async def scene(stage) -> None:
         for worker in stage.workers:

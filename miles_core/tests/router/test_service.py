@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from miles_core.config import DataOptions, RouterOptions
+from miles_core.config import DataOptions, FaultToleranceOptions, RouterOptions
 from miles_core.errors import RunError
 from miles_core.protocols import RouterLaunch
 from miles_core.router.service import RouterService
@@ -20,10 +20,14 @@ from miles_core.serving import ServerThread
 
 
 class Options:
-    """The two groups that the router reads."""
+    """The groups that the router reads."""
 
-    def __init__(self, **router: Any) -> None:
-        self.groups = {RouterOptions: RouterOptions(**router), DataOptions: DataOptions()}
+    def __init__(self, use_fault_tolerance: bool = False, **router: Any) -> None:
+        self.groups = {
+            RouterOptions: RouterOptions(**router),
+            DataOptions: DataOptions(),
+            FaultToleranceOptions: FaultToleranceOptions(use_fault_tolerance=use_fault_tolerance),
+        }
 
     def get(self, group: type) -> Any:
         return self.groups[group]
@@ -76,6 +80,11 @@ def test_options_are_the_routers_settings(worker: str, model: Path) -> None:
     settings = other._running.settings
     other.stop()
     assert (settings.max_connections, settings.timeout, settings.api_key) == (1024, None, "secret")
+    assert (settings.patience, settings.attempts) == (30.0, 4)
+    again = service(use_fault_tolerance=True)
+    again.start(RouterLaunch((worker,), model))
+    assert (again._running.settings.patience, again._running.settings.attempts) == (1800.0, 32)
+    again.stop()
     assert "secret" not in repr(settings)
 
 

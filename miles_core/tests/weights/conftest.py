@@ -30,7 +30,7 @@ class Receiver:
     before_copy: Callable[[WeightBucket], None] = lambda _bucket: None
     _incoming: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def pause(self) -> None:
+    def pause(self, mode: str = "abort") -> None:
         self.calls.append("pause")
         self.paused = True
 

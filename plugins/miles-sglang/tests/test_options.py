@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from miles_core.config import ClusterOptions, RolloutOptions, RouterOptions
+from miles_core.config import ClusterOptions, FaultToleranceOptions, RolloutOptions, RouterOptions
 from miles_core.options import Config
 from miles_core.options.option import options_of
 from miles_core.options.parse import parse_arguments, split_arguments
@@ -180,6 +180,7 @@ def test_values_that_cannot_work(server, own, said):
         (2, [ClusterOptions(rollout_num_gpus=2)], "M523 miles-sglang: --prefill-num-servers 2 is out of range: 2 engines"),
         (0, [ClusterOptions(rollout_num_gpus=2)], "--prefill-num-servers 0 is out of range"),
         (1, [RouterOptions(use_miles_router=True)], "does not go with --use-miles-router"),
+        (1, [FaultToleranceOptions(use_fault_tolerance=True)], "does not go with --use-fault-tolerance"),
         (1, [RouterOptions(miles_router_middleware_paths=["a.b"])], "does not go with --miles-router-middleware-paths"),
         (1, [ClusterOptions(rollout_external=True)], "does not go with --rollout-external"),
         (1, [ClusterOptions(rollout_num_gpus=4, rollout_num_gpus_per_engine=2)], ""),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import itertools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 
+import psutil
 import pytest
 import torch
 
 from miles_core.errors import MilesError
-from miles_core.protocols import TensorEntry, WeightBucket
+from miles_core.protocols import EngineLaunch, TensorEntry, WeightBucket
 from miles_core.weights import WeightPublisher, open_transport
 from miles_core.weights.bucket import pack
+from miles_core.weights.kept import WeightKeeper, serve_kept
 from miles_core.weights.transports.cuda_ipc import CudaIpcSender
 from miles_sglang import payload
 
@@ -223,3 +226,30 @@ def test_weights_change_under_load(served, weights, tmp_path, request_of):
     for versions in seen:
         assert versions == sorted(versions)
     assert set(seen[0] + seen[1]) >= set(published)
+
+
+def test_a_server_that_was_killed_starts_again_with_the_weights_that_were_served(serve, weights, checkpoint, tmp_path):
+    served = serve()
+    engine, keeper = served.engine, WeightKeeper(tmp_path / "served")
+    publisher = WeightPublisher(open_transport("disk", tmp_path, "trainer-0"), bucket_bytes=4096)
+    for version in (1, 2):
+        publisher.publish(version, iter(weights(version).items()), [Handle("engine-0", engine)], keeper=keeper)
+    publisher.close()
+    before = engine.weight_digests()
+    assert engine.ended() == ""
+    psutil.Process(engine.info()["pid"]).kill()
+    deadline = time.monotonic() + 30
+    while not engine.ended():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "exit code 137" in engine.ended()
+    with pytest.raises(MilesError, match="M511"):
+        engine.health(5.0)
+    engine.stop()
+    assert engine.ended() == ""
+    engine.start(EngineLaunch(rank=0, model=checkpoint))
+    serve_kept(engine, tmp_path / "served", 2)
+    keeper.close()
+    assert engine.info()["weight_version"] == "2"
+    assert engine.weight_digests() == before
+    assert engine.serving

@@ -8,6 +8,7 @@ from miles_core.config.data import DataOptions
 from miles_core.config.debug import DebugOptions
 from miles_core.config.evaluation import EvaluationOptions
 from miles_core.config.external import ExternalOptions
+from miles_core.config.fault_tolerance import FaultToleranceOptions
 from miles_core.config.logging import LoggingOptions
 from miles_core.config.loops import LoopOptions
 from miles_core.config.plugins import PluginOptions
@@ -27,6 +28,7 @@ CORE_GROUPS: tuple[type, ...] = (
     RolloutOptions,
     SamplingOptions,
     RouterOptions,
+    FaultToleranceOptions,
     ExternalOptions,
     DataOptions,
     RewardOptions,
@@ -53,6 +55,7 @@ __all__ = [
     "DebugOptions",
     "EvaluationOptions",
     "ExternalOptions",
+    "FaultToleranceOptions",
     "LoggingOptions",
     "LoopOptions",
     "PluginOptions",

@@ -85,7 +85,12 @@ class RolloutEngine(Protocol):
         ...
 
     def health(self, timeout: float) -> None:
-        """Return when the engine answers; raise otherwise. ``timeout`` in seconds."""
+        """Return when the engine answers; raise otherwise. ``timeout`` in seconds. It may be asked beside any other call."""
+        ...
+
+    def ended(self) -> str:
+        """Why the engine will never answer again: its server has ended, or a thread of it; empty while it may, and once it was told
+        to :meth:`stop`. At once, from any thread, beside any other call."""
         ...
 
     def pause(self, mode: Literal["abort", "retract", "in_place"] = "abort") -> None:

@@ -56,7 +56,8 @@ class Router(Protocol):
         ...
 
     def remove_worker(self, url: str) -> None:
-        """Give an engine no further requests; an engine that the router does not know is none of its business."""
+        """An engine is gone: give it no further requests, and others those that it has not answered. One that the router does not
+        know is none of its business."""
         ...
 
     def published(self, version: int) -> None:

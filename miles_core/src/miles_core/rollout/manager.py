@@ -14,6 +14,7 @@ from miles_core.config import (
     DataOptions,
     DebugOptions,
     ExternalOptions,
+    FaultToleranceOptions,
     LoggingOptions,
     LoopOptions,
     RewardOptions,
@@ -23,6 +24,7 @@ from miles_core.config import (
     SamplingOptions,
     TeacherOptions,
 )
+from miles_core.config.fault_tolerance import RESTART_SECONDS
 from miles_core.data.source import Keys, PromptSet, PromptSource
 from miles_core.data.supervised import SupervisedSource
 from miles_core.data.tokens import PromptTokenizer
@@ -295,12 +297,14 @@ class RolloutManager:
         engine = self._plan.plugins.engine
         assert engine is not None
         flags = [each.partition(":")[2] for each in engine.capabilities if each.startswith(CONCURRENCY)]
+        # While an engine is started again its requests wait in the router.
+        restart = RESTART_SECONDS if self._config.get(FaultToleranceOptions).use_fault_tolerance else 0.0
         most = int(self._config.by_flag(flags[0])) if flags else MOST_CALLS
         front = self._front
         return EngineClient(
             urls if front is None else [front.url],
             batch_stream="batch_stream" in engine.capabilities,
-            timeout=self._config.get(RolloutOptions).rollout_request_timeout,
+            timeout=self._config.get(RolloutOptions).rollout_request_timeout + restart,
             max_connections=most if front is None else most * len(urls),
             abort_urls=urls if front is not None and not front.tells_all else None,
             api_key=self._config.get(RouterOptions).miles_router_api_key,

@@ -18,7 +18,7 @@ from miles_core.router.exchange import exchange_of
 from miles_core.router.forward import TO_ALL, to_all, to_one
 from miles_core.router.front import Front
 from miles_core.router.gate import Gate
-from miles_core.router.generate import PATIENCE, Event, Generator
+from miles_core.router.generate import ATTEMPTS, PATIENCE, Event, Generator
 from miles_core.router.health import INTERVAL, HealthMonitor
 from miles_core.router.metrics import CONTENT_TYPE, Tally, exposition
 from miles_core.router.policy import POLICIES
@@ -51,6 +51,7 @@ class RouterSettings:
         failure_threshold: failures in a row that put a worker in quarantine.
         health_interval: seconds between probes of a worker.
         patience: seconds that a call waits for a worker when there is none.
+        attempts: times that a prompt is sent to a worker before its call fails.
         max_body: bytes of a request.
         checkpoint: of the model, whose tokenizer the chat endpoint takes; None for a router without one.
         template_options: further arguments of the model's chat template.
@@ -64,6 +65,7 @@ class RouterSettings:
     failure_threshold: int = 3
     health_interval: float = INTERVAL
     patience: float = PATIENCE
+    attempts: int = ATTEMPTS
     max_body: int = MAX_BODY
     checkpoint: Path | None = None
     template_options: dict[str, Any] | None = None
@@ -134,8 +136,10 @@ class RouterServer:
         self.pool.add(url)
 
     async def remove_worker(self, url: str) -> None:
-        """Forget a worker."""
-        self.pool.remove(url)
+        """Forget a worker that is gone; others answer what it has not."""
+        worker = self.pool.remove(url)
+        if worker is not None:
+            self.upstream.drop(worker)
 
     async def published(self, version: int) -> None:
         """Every worker serves these weights."""
@@ -146,7 +150,7 @@ class RouterServer:
         key = self.settings.api_key
         async with _session(key) as calls, _session(key) as probes:
             self.upstream = Upstream(self.pool, calls, self.settings.timeout, key)
-            self.generator = Generator(self.pool, self.upstream, self.settings.patience)
+            self.generator = Generator(self.pool, self.upstream, self.settings.patience, self.settings.attempts)
             self.monitor = HealthMonitor(self.pool, probes, self.settings.health_interval)
             task = asyncio.create_task(self.monitor.run())
             yield
@@ -179,7 +183,7 @@ class RouterServer:
         number = request.match_info.get("id")
         urls = [worker.url for worker in self.pool.workers.values() if str(worker.number) == number]
         url = (urls or [""])[0] if number is not None else await _given_url(request)
-        if not self.pool.remove(url):
+        if self.pool.remove(url) is None:
             return refused(404, f"there is no worker {number if number is not None else url}")
         return self._loads()
 

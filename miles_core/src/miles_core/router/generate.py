@@ -20,7 +20,8 @@ ATTEMPTS = 4
 PATIENCE = 30.0
 """Seconds that a call waits for a worker when there is none."""
 BACKOFF = 0.2
-"""Seconds before a worker is tried a second time for one prompt; twice as many every further time."""
+"""Seconds before a worker is tried a second time for one prompt; twice as many every further time, up to :data:`LONGEST`."""
+LONGEST = 5.0
 
 VERSION = re.compile(rb'"weight_version":\s*"(\d{1,18})"')
 """The weight version in an answer, which is not parsed for it."""
@@ -52,16 +53,18 @@ class Generator:
 
     Args:
         patience: seconds that a call waits for a worker when there is none.
+        attempts: times that a prompt is sent to a worker before its call fails.
 
     Attributes:
         aborts: how often everything was aborted. A call that came before the last time is not sent to a worker any more.
         retries: prompts that were sent to another worker.
     """
 
-    def __init__(self, pool: Pool, upstream: Upstream, patience: float = PATIENCE) -> None:
+    def __init__(self, pool: Pool, upstream: Upstream, patience: float = PATIENCE, attempts: int = ATTEMPTS) -> None:
         self._pool = pool
         self._upstream = upstream
         self._patience = patience
+        self._attempts = attempts
         self.aborts = 0
         self.retries = 0
 
@@ -81,7 +84,7 @@ class Generator:
             AnswerError: an error that is the answer.
         """
         tried: set[Worker] = set()
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, self._attempts + 1):
             worker = self._pool.choose(prompt, tried) or self._pool.choose(prompt)
             if worker is None:
                 if not await self._pool.wait(self._patience):
@@ -96,11 +99,11 @@ class Generator:
             except WorkerError as error:
                 if self.aborts != aborts:
                     break
-                if attempt == ATTEMPTS:
+                if attempt == self._attempts:
                     raise refusal(504 if error.silent else 502, f"sent to workers {attempt} times: {error}") from error
                 self.retries += 1
                 if self._pool.choose((), tried) is None:
-                    await asyncio.sleep(BACKOFF * 2**attempt)
+                    await _pause(attempt)
                 continue
             worker.served += 1
             if (found := VERSION.search(answer)) is not None:
@@ -175,11 +178,11 @@ class Generator:
             if self.aborts != aborts:
                 self._give_up(call, part, queue)
                 return
-            if part.attempts >= ATTEMPTS:
+            if part.attempts >= self._attempts:
                 raise refusal(504 if error.silent else 502, f"sent to workers {part.attempts} times: {error}") from error
             self.retries += len(part.open)
             if self._pool.choose((), part.tried) is None:
-                await asyncio.sleep(BACKOFF * 2**part.attempts)
+                await _pause(part.attempts)
             await self._spread(call, part, aborts, queue)
 
     def _give_up(self, call: Call, part: _Part, queue: asyncio.Queue[Any]) -> None:
@@ -219,6 +222,10 @@ class Generator:
                 give(place, document)
         if part.open:
             raise refusal(502, f"{worker.url} left {len(part.open)} of {len(places)} requests without an answer")
+
+
+async def _pause(attempts: int) -> None:
+    await asyncio.sleep(min(BACKOFF * 2**attempts, LONGEST))
 
 
 def refusal(status: int, why: str) -> AnswerError:

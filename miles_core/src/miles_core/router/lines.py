@@ -36,7 +36,7 @@ class Lines:
         self._key = f"Authorization: Bearer {api_key}\r\n" if api_key is not None else ""
         self._idle: dict[str, list[_Line]] = {}
         self._heads: dict[tuple[str, str], bytes] = {}
-        self._open: set[_Line] = set()
+        self._open: dict[str, set[_Line]] = {}
 
     async def post(self, url: str, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer to a POST of JSON.
@@ -57,9 +57,14 @@ class Lines:
                 if not used or error.begun:
                     raise
 
+    def drop(self, url: str) -> None:
+        """End every connection to a server that is gone, and the calls on them."""
+        for line in list(self._open.pop(url, ())):
+            line.give_up()
+
     def close(self) -> None:
         """End every connection."""
-        for line in list(self._open):
+        for line in [line for lines in self._open.values() for line in lines]:
             line.abort()
 
     def _head(self, url: str, path: str) -> bytes:
@@ -73,8 +78,9 @@ class Lines:
         secure = parts.scheme == "https"
         host, port = parts.hostname or "", parts.port or (443 if secure else 80)
         loop = asyncio.get_running_loop()
+        everyone = self._open.setdefault(url, set())
         async with asyncio.timeout(self._connect):
-            _, line = await loop.create_connection(lambda: _Line(idle, self._open), host, port, ssl=secure or None)
+            _, line = await loop.create_connection(lambda: _Line(idle, everyone), host, port, ssl=secure or None)
         return line
 
 
@@ -117,6 +123,12 @@ class _Line(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection now."""
         self._transport.abort()
+
+    def give_up(self) -> None:
+        """End the connection, and the call on it."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(OSError("the server was taken away"))
+        self.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._waiter.done():

@@ -88,9 +88,9 @@ class Pool:
         self._changed.set()
         return worker
 
-    def remove(self, url: str) -> bool:
-        """Give a worker no further request; what it is answering goes on. Returns whether it was there."""
-        return self.workers.pop(url.rstrip("/"), None) is not None
+    def remove(self, url: str) -> Worker | None:
+        """Give a worker no further request; what it is answering goes on. Returns it, None when it was not there."""
+        return self.workers.pop(url.rstrip("/"), None)
 
     def choose(self, tokens: Sequence[int] | bytes = (), tried: Collection[Worker] = ()) -> Worker | None:
         """A worker for a prompt; None when there is none, or only such as were tried.

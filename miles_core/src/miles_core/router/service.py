@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
-from miles_core.config import DataOptions, RouterOptions
+from miles_core.config import DataOptions, FaultToleranceOptions, RouterOptions
+from miles_core.config.fault_tolerance import RESTART_SECONDS
 from miles_core.errors import RunError
 from miles_core.options import Config
 from miles_core.protocols import RouterLaunch
 from miles_core.router.app import RouterServer, RouterSettings
+from miles_core.router.generate import ATTEMPTS, PATIENCE
 from miles_core.serving.listener import ServerThread
 from miles_core.version import __version__
 
@@ -20,6 +22,8 @@ PER_ENGINE = 512
 WAITING = 4
 """Calls that may wait, as a multiple of those in flight."""
 CALL_SECONDS = 60.0
+RESTART_ATTEMPTS = 32
+"""Engines that a prompt may lose, where they are started again."""
 
 
 class RouterService:
@@ -29,6 +33,7 @@ class RouterService:
 
     def __init__(self, config: Config) -> None:
         self._options = config.get(RouterOptions)
+        self._restarts = config.get(FaultToleranceOptions).use_fault_tolerance
         self._template = config.get(DataOptions).apply_chat_template_kwargs
         self._thread: ServerThread | None = None
         self._server: RouterServer | None = None
@@ -48,6 +53,8 @@ class RouterService:
             max_waiting=WAITING * most,
             timeout=options.miles_router_timeout,
             failure_threshold=options.miles_router_health_check_failure_threshold,
+            patience=RESTART_SECONDS if self._restarts else PATIENCE,
+            attempts=RESTART_ATTEMPTS if self._restarts else ATTEMPTS,
             checkpoint=launch.model,
             template_options=self._template,
             api_key=launch.api_key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -61,6 +62,7 @@ class Upstream:
         connect = 10.0 if timeout is None else min(10.0, timeout)
         self._lines = Lines(timeout, connect, api_key)
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
+        self._calls: dict[Worker, set[asyncio.Timeout]] = {}
 
     @asynccontextmanager
     async def open(
@@ -77,20 +79,28 @@ class Upstream:
         import aiohttp
 
         worker.load += load
+        calls = self._calls.setdefault(worker, set())
+        scope = asyncio.timeout(None)
+        calls.add(scope)
         try:
             # The path is the client's own spelling: it is not to be quoted anew.
             url = _url(worker.url, path)
-            async with self._session.request(method, url, data=body or None, headers=headers, timeout=self._timeout) as response:
+            async with (
+                scope,
+                self._session.request(method, url, data=body or None, headers=headers, timeout=self._timeout) as response,
+            ):
                 if response.status in UNAVAILABLE:
                     why = AnswerError(response.status, await response.read()).message()
                     raise self._failed(worker, f"HTTP {response.status}: {why}")
                 yield response
         except TimeoutError as error:
-            raise self._failed(worker, self._silence, silent=True) from error
+            gone = scope.expired()
+            raise self._failed(worker, "it was taken away" if gone else self._silence, silent=not gone) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._failed(worker, str(error) or type(error).__name__) from error
         finally:
             worker.load -= load
+            calls.discard(scope)
 
     async def exchange(self, worker: Worker, path: str, body: bytes, *, load: int = 1) -> bytes:
         """The worker's answer to a POST.
@@ -152,6 +162,12 @@ class Upstream:
                         raise AnswerError(500, data[5:])
                     yield found
         raise self._failed(worker, "its stream ended before it was whole")
+
+    def drop(self, worker: Worker) -> None:
+        """A worker is gone: what it has not answered is for others, even where nothing says that its connections have ended."""
+        self._lines.drop(worker.url)
+        for scope in self._calls.pop(worker, ()):
+            scope.reschedule(asyncio.get_running_loop().time())
 
     def close(self) -> None:
         """End connections."""

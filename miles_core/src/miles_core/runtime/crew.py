@@ -14,13 +14,14 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from miles_core.accelerator.vendors import vendor
-from miles_core.config import ClusterOptions, LoopOptions, TrainingOptions
+from miles_core.config import ClusterOptions, FaultToleranceOptions, LoopOptions, TrainingOptions
 from miles_core.options import Config
-from miles_core.protocols import EngineLaunch, RouterLaunch
+from miles_core.protocols import RouterLaunch
 from miles_core.runtime.cluster import Cluster
 from miles_core.runtime.critic_process import CriticProcess
-from miles_core.runtime.engine_process import EngineProcess
+from miles_core.runtime.engine_places import EnginePlaces
 from miles_core.runtime.identity import ProcessIdentity, host_address
+from miles_core.runtime.medic import Medic
 from miles_core.runtime.plan import Front, PlacementPlan, RunPlan
 from miles_core.runtime.processors import usable_cpus
 from miles_core.runtime.rollout_process import RolloutProcess
@@ -30,7 +31,6 @@ from miles_core.runtime.trainer_process import TrainerProcess
 from miles_core.runtime.watch import GROUPS
 
 TRAINER_SHARE = 0.4
-ENGINE_SHARE = 0.2
 START_TIMEOUT = 1800.0
 ROUTER_TIMEOUT = 120.0
 
@@ -45,6 +45,7 @@ class Crew:
         engines: one actor per engine.
         router: the actor of the router in front of them, or None.
         rollout: the rollout manager's actor.
+        medic: who starts engines again that die; None where the run ends with them.
         data_size, critic_data_size: data-parallel ranks among the trainers and the critics.
         info: what the rollout manager found in the data.
     """
@@ -56,6 +57,7 @@ class Crew:
     engines: list[Any] = field(default_factory=list)
     router: Any = None
     rollout: Any = None
+    medic: Medic | None = None
     data_size: int = 1
     critic_data_size: int = 0
     info: Any = None
@@ -81,9 +83,12 @@ class Crew:
         self.all_critics("offload", what="critics to offload")
         self.all_trainers("onload", what="trainers to load")
 
-    def all_engines(self, method: str, *args: Any, what: str) -> list[Any]:
-        """Call a method of every engine at once."""
-        return self.supervisor.wait([e.call.remote(method, *args) for e in self.engines], what)
+    def all_engines(self, method: str, *args: Any, what: str, only: Sequence[int] | None = None) -> list[Any]:
+        """Call a method of every engine at once, or of some; one that fails is replaced, where engines are."""
+        medic = self.medic
+        ranks = only if only is not None else range(len(self.engines)) if medic is None else medic.reachable
+        losing = None if medic is None else lambda number, why: medic.replace(ranks[number], why)
+        return self.supervisor.wait([self.engines[rank].call.remote(method, *args) for rank in ranks], what, losing=losing)
 
     def tell_router(self, method: str, *args: Any) -> None:
         """Call a method of the router, where there is one."""
@@ -113,13 +118,19 @@ class Crew:
 
     def reads(self) -> set[str]:
         """Flags that any process of the run read."""
+        if self.medic is not None:
+            self.medic.settle()
         refs = [actor.reads.remote() for actor in [*self.trainers, *self.critics, *self.engines, *self.routers, self.rollout]]
         return set().union(*self.supervisor.wait(refs, "option reads", 30))
 
     def close(self) -> None:
         """Let every process end well."""
+        engines = self.engines
+        if self.medic is not None:
+            engines = [engines[rank] for rank in self.medic.reachable]
+            self.medic.close()
         refs = [t.close.remote() for t in [*self.trainers, *self.critics]]
-        refs += [e.call.remote("stop") for e in [*self.engines, *self.routers]]
+        refs += [e.call.remote("stop") for e in [*engines, *self.routers]]
         self.supervisor.wait([*refs, self.rollout.close.remote()], "processes to end", 60)
 
 
@@ -138,6 +149,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     further = {name: str(value) for name, value in config.get(ClusterOptions).train_env_vars.items()}
     trainer_env, critic_env = {**trainer_env, **further}, {**critic_env, **further}
     engine_env = _environment(placement, max(placement.engines, 1) + (0 if taking_turns else at_once))
+    spans_nodes = len(ray.nodes()) > 1
 
     for rank in range(placement.trainers):
         identity = ProcessIdentity("trainer", rank, run_dir, trainer_env)
@@ -151,17 +163,21 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
         crew.critics.append(actor)
         supervisor.watch(identity, actor)
     first = 0 if placement.colocate else placement.trainers + placement.critics
+    each = placement.devices_per_engine
+    places = EnginePlaces(
+        config,
+        plan,
+        slots[first::each],
+        [tuple(devices[first + rank * each : first + (rank + 1) * each]) for rank in range(placement.engines)] if each > 1 else (),
+        engine_env,
+        host_address() if spans_nodes else "127.0.0.1",
+        config.get(TrainingOptions).seed,
+    )
+    members = []
     for rank in range(placement.engines):
-        assert plan.plugins.engine is not None
-        if placement.external:
-            identity = ProcessIdentity("engine", rank, run_dir, {**engine_env, **vendor().hidden()})
-            process = ray.remote(concurrency_groups=GROUPS)(EngineProcess).options(num_cpus=0)
-        else:
-            identity = ProcessIdentity("engine", rank, run_dir, engine_env)
-            process = _on(EngineProcess, placement, slots[first + rank * placement.devices_per_engine], ENGINE_SHARE)
-        actor = process.remote(identity, config, plan.plugins.engine)
+        identity, actor = places.process(rank)
         crew.engines.append(actor)
-        supervisor.watch(identity, actor)
+        members.append(supervisor.watch(identity, actor))
     beside_devices = {**vendor().hidden(), "OMP_NUM_THREADS": "1"}
     if plan.plugins.router is not None:
         identity = ProcessIdentity("router", 0, run_dir, beside_devices)
@@ -174,24 +190,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     supervisor.learn_pids()
     _write_pids(supervisor, run_dir)
 
-    seed = config.get(TrainingOptions).seed
-    spans_nodes = len(ray.nodes()) > 1
-    starts = [
-        engine.start.remote(
-            EngineLaunch(
-                rank=rank,
-                model=plan.checkpoint,
-                seed=seed + rank,
-                memory_saver=placement.offload_rollout,
-                host=host_address() if spans_nodes else "127.0.0.1",
-                port=0 if placement.engine_port is None else placement.engine_port + rank,
-                log_dir=run_dir / "logs",
-                devices=_span(devices[first:], rank, placement.devices_per_engine),
-                url=placement.external[rank] if placement.external else "",
-            )
-        )
-        for rank, engine in enumerate(crew.engines)
-    ]
+    starts = [engine.start.remote(places.launch(rank)) for rank, engine in enumerate(crew.engines)]
     groups = [ranks for ranks in (crew.trainers, crew.critics) if ranks]
     addresses = supervisor.wait([ranks[0].rendezvous.remote(spans_nodes) for ranks in groups], "first ranks", START_TIMEOUT)
     setups = [rank.setup.remote(address) for ranks, address in zip(groups, addresses, strict=True) for rank in ranks]
@@ -205,6 +204,11 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     infos: Sequence[dict[str, Any]] = supervisor.wait(setups, "trainers to load the model", START_TIMEOUT)
     crew.data_size = infos[0]["data_size"] if crew.trainers else 1
     crew.critic_data_size = infos[len(crew.trainers)]["data_size"] if crew.critics else 0
+    health = config.get(FaultToleranceOptions)
+    if health.use_fault_tolerance and crew.engines:
+        crew.medic = Medic(places, supervisor, crew.engines, crew.router, health, trains=bool(crew.trainers))
+        crew.medic.moved = lambda: _write_pids(supervisor, run_dir)
+        crew.medic.admit(members, list(urls))
     return crew
 
 
@@ -230,11 +234,6 @@ def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
         env["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // max(concurrent, 1)))
         env |= vendor().hidden()
     return env
-
-
-def _span(devices: Sequence[int], rank: int, count: int) -> tuple[int, ...]:
-    """Ids of the devices of an engine that has several; none for one, whose process is given it."""
-    return tuple(devices[rank * count : (rank + 1) * count]) if count > 1 else ()
 
 
 def _slots(cluster: Cluster, placement: PlacementPlan) -> tuple[list[PlacementGroupSchedulingStrategy], list[int]]:

@@ -86,6 +86,8 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
         # Connecting to Ray puts a handler in place that ends the driver on the spot.
         signal.signal(signal.SIGTERM, _interrupt)
         crew = start_crew(config, plan, cluster)
+        if crew.medic is not None:
+            crew.medic.tell = progress.message
         for line in crew.info.notices:
             progress.message(line)
         first, version, saved = 0, 0, None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
+
+import ray
 
 from miles_core.accelerator.vendors import visible_ids
 from miles_core.options import Config
@@ -10,6 +14,8 @@ from miles_core.plugins.refs import PluginRef
 from miles_core.protocols import EngineLaunch
 from miles_core.runtime.identity import ProcessIdentity, recorded
 from miles_core.runtime.watch import Watched
+
+SENTINEL_SECONDS = 0.5
 
 
 class EngineProcess(Watched):
@@ -19,6 +25,7 @@ class EngineProcess(Watched):
         super().__init__(identity)
         self.config = config
         self._ref = engine
+        self._serves = False
 
     @recorded
     def start(self, launch: EngineLaunch) -> str:
@@ -30,7 +37,35 @@ class EngineProcess(Watched):
 
         self._engine: Any = create(self._ref, self.config)
         key = self.config.get(RouterOptions).miles_router_api_key
-        return str(self._engine.start(dataclasses.replace(launch, devices=launch.devices or visible_ids(), api_key=key)))
+        url = str(self._engine.start(dataclasses.replace(launch, devices=launch.devices or visible_ids(), api_key=key)))
+        self._serves = True
+        return url
+
+    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
+    def sentinel(self) -> str:
+        """Why the engine has ended, once it has; the pending call fails when the process dies."""
+        why = ""
+        while not why:
+            time.sleep(SENTINEL_SECONDS)
+            why = self._engine.ended() if self._serves else ""
+        return why
+
+    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
+    def heartbeat(self, timeout: float) -> None:
+        """Return when the engine gives a sign of life; raise otherwise."""
+        self._engine.health(timeout)
+
+    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
+    def node(self) -> str:
+        """The node of the cluster that this process is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    @recorded
+    def take(self, folder: Path, version: int) -> None:
+        """Serve the weights that were kept of a version."""
+        from miles_core.weights.kept import serve_kept
+
+        serve_kept(self._engine, folder, version)
 
     @recorded
     def call(self, method: str, *args: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from miles_core.config import EvaluationOptions, RunOptions
 from miles_core.errors import RunError
 from miles_core.plugins import events
+from miles_core.runtime.publishing import send_weights
 from miles_core.runtime.training_round import train_round
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ class Loop:
             return {}
         with self._phase("offload", rollout_id):
             if self.plan.placement.offload_rollout and self.crew.engines:
+                medic = self.crew.medic
+                if medic is not None:
+                    medic.settle()
+                    medic.may_start = False
                 self.crew.all_engines("release_memory", what="engines to release memory")
         trains_actor = rollout_id >= self.plan.batch.critic_only_rollouts
         with self._phase("train", rollout_id):
@@ -120,17 +125,15 @@ class Loop:
         placement = self.plan.placement
         self.version += 1
         with self._phase("publish", rollout_id):
-            if placement.offload_rollout:
-                self.crew.all_engines("resume_memory", ["weights"], what="engines to take back weights")
-            answers = self.crew.all_trainers(
-                "publish", self.version, self.crew.engines, not placement.offload_rollout, what="publishing weights"
-            )
+            answers = send_weights(self.crew, self.version)
             # Engines get their caches back, and go on, once the trainers have left the devices.
             if placement.offload_train:
                 self.crew.all_trainers("offload", what="trainers to offload")
             if placement.offload_rollout:
                 self.crew.all_engines("resume_memory", ["kv_cache"], what="engines to take back memory")
                 self.crew.all_engines("resume", what="engines to resume")
+            if self.crew.medic is not None:
+                self.crew.medic.published(self.version)
             self.crew.tell_router("published", self.version)
         reports = [report for report in answers if report is not None]
         seconds = max(r.seconds for r in reports)
@@ -180,11 +183,20 @@ class Loop:
             "perf/update_weights_time": timers.get("publish", 0.0),
             "perf/publish_transfer_time": timers.get("publish_transfer", 0.0),
             "perf/save_model_time": timers.get("save", 0.0),
+            **self._restarts(),
             "perf/overhead_ratio": max(0.0, step_seconds - work - timers.get("save", 0.0)) / step_seconds,
         }
         self._log({**_of_rollout(metrics), **perf}, rollout_id)
         self.history.rollouts += 1
         self.progress.finish_rollout({**metrics, **perf})
+
+    def _restarts(self) -> dict[str, float]:
+        """Engines that came back since the last rollout."""
+        medic = self.crew.medic
+        if medic is None:
+            return {}
+        count, medic.restarts = medic.restarts, 0
+        return {"perf/engine_restarts": float(count)}
 
     def _log(self, metrics: Mapping[str, float], step: int) -> None:
         self.history.add(metrics, step)

@@ -35,6 +35,7 @@ from miles_core.runtime.checks.data import check_prompts
 from miles_core.runtime.checks.debug import check_debug, check_memory_device, check_saved_rollouts
 from miles_core.runtime.checks.evaluation import check_evaluation
 from miles_core.runtime.checks.external import check_external
+from miles_core.runtime.checks.fault_tolerance import check_fault_tolerance
 from miles_core.runtime.checks.loops import check_loops
 from miles_core.runtime.checks.placement import Machine, check_placement
 from miles_core.runtime.checks.ranges import check_partners, check_ranges
@@ -104,6 +105,7 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
     check_external(report, placement)
     check_teacher(report)
     check_true_on_policy(report)
+    check_fault_tolerance(report)
     check_router(report, placement)
     check_routing(report)
     replays = report.peek(DebugOptions).load_debug_rollout_data is not None

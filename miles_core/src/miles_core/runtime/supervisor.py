@@ -17,16 +17,24 @@ from miles_core.runtime.identity import Failure, ProcessIdentity
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 1.5
 LOG_LINES = 15
+LOST = object()
+"""Stands for the result of a call to a process that was replaced, or failed and will be."""
 
 
 @dataclass
 class Member:
-    """A process under supervision."""
+    """A process under supervision.
+
+    Attributes:
+        sentinel: a call that ends when the process does, or with a text when it can go on no more.
+        lost: told why it ended, of a process that is replaced; without it the run ends with the process.
+    """
 
     identity: ProcessIdentity
     actor: Any
     sentinel: Any
     pid: int = 0
+    lost: Callable[[str], None] | None = None
 
 
 @dataclass
@@ -36,11 +44,20 @@ class Supervisor:
     cluster: Cluster
     run_dir: Path
     members: list[Member] = field(default_factory=list)
+    attend: Callable[[], None] | None = None
+    """Called a few times a second while the driver waits for anything."""
     _adopted: float = 0.0
 
-    def watch(self, identity: ProcessIdentity, actor: Any) -> None:
+    def watch(self, identity: ProcessIdentity, actor: Any) -> Member:
         """Take a process under supervision."""
-        self.members.append(Member(identity, actor, actor.sentinel.remote()))
+        member = Member(identity, actor, actor.sentinel.remote())
+        self.members.append(member)
+        return member
+
+    def dismiss(self, member: Member) -> None:
+        """Supervise a process no more."""
+        if member in self.members:
+            self.members.remove(member)
 
     def learn_pids(self, timeout: float = 60.0) -> None:
         """Ask every process for its id, so that errors can name it."""
@@ -49,28 +66,37 @@ class Supervisor:
             member.pid = pid
 
     def wait(
-        self, refs: Sequence[Any], what: str, timeout: float | None = None, poll: Callable[[], None] | None = None
+        self,
+        refs: Sequence[Any],
+        what: str,
+        timeout: float | None = None,
+        poll: Callable[[], None] | None = None,
+        losing: Callable[[int, str], None] | None = None,
     ) -> list[Any]:
-        """Results of ``refs`` in order.
+        """Results of ``refs`` in order; :data:`LOST` for a call to a process that may be lost, and died or failed.
 
         Args:
             what: what is waited for, for the error.
             timeout: seconds; None waits as long as every process lives.
             poll: called a few times a second while waiting.
+            losing: told of the number of each call that was lost, and why; without it a failure ends the run.
 
         Raises:
             RunError: a process died (M481), raised (M482), Ray broke (M483), or the timeout passed (M484).
         """
         pending = list(refs)
+        lost: set[int] = set()
         started = time.monotonic()
         while pending:
-            sentinels = [m.sentinel for m in self.members]
-            ready, _ = ray.wait(pending + sentinels, num_returns=1, timeout=POLL_SECONDS)
-            for ref in ready:
-                if ref in sentinels:
-                    raise self._died(self.members[sentinels.index(ref)])
-                self._check(ref)
+            for ref in self._look(pending):
                 pending.remove(ref)
+                try:
+                    self._check(ref, raw=losing is not None)
+                except Exception as error:
+                    if losing is None:
+                        raise
+                    lost.add(refs.index(ref))
+                    losing(refs.index(ref), first_line(error))
             self.check()
             if poll is not None and pending:
                 poll()
@@ -82,13 +108,42 @@ class Supervisor:
                     why=f"{len(pending)} of {len(refs)} answers are missing",
                     fix=f"see the logs in {self.run_dir / 'logs'}",
                 )
-        return list(ray.get(list(refs)))
+        return [LOST if number in lost else ray.get(ref) for number, ref in enumerate(refs)]
+
+    def until(self, condition: Callable[[], bool], what: str, timeout: float) -> None:
+        """Wait until something holds.
+
+        Raises:
+            RunError: as :meth:`wait`.
+        """
+        started = time.monotonic()
+        while not condition():
+            self._look(())
+            self.check()
+            if time.monotonic() - started > timeout:
+                why, fix = "it does not come about", f"see the logs in {self.run_dir / 'logs'}"
+                raise RunError("M484", f"waited {timeout:.0f} s for {what}", owner="miles-core", why=why, fix=fix)
+
+    def _look(self, pending: Sequence[Any]) -> list[Any]:
+        """Those of ``pending`` that have ended, after a moment at most; a death ends the run, or is told to who replaces."""
+        by_sentinel = {m.sentinel: m for m in self.members}
+        ready, _ = ray.wait([*pending, *by_sentinel], num_returns=1, timeout=POLL_SECONDS)
+        for ref in ready:
+            member = by_sentinel.get(ref)
+            if member is not None:
+                if member.lost is None:
+                    raise self._died(member)
+                self.dismiss(member)
+                member.lost(_reason(member, None))
+        return [ref for ref in ready if ref not in by_sentinel]
 
     def check(self) -> None:
         """Raise when Ray itself is broken, or the reaper; look for new child processes now and then."""
         error = self._system_death()
         if error is not None:
             raise error
+        if self.attend is not None:
+            self.attend()
         if time.monotonic() - self._adopted > 1.0:
             self._adopted = time.monotonic()
             self.cluster.adopt()
@@ -106,13 +161,17 @@ class Supervisor:
             fix="start the run again with --load to go on from the last saved state",
         )
 
-    def _check(self, ref: Any) -> None:
+    def _check(self, ref: Any, *, raw: bool = False) -> None:
         try:
             ray.get(ref)
         except ray.exceptions.RayActorError as error:
+            if raw:
+                raise
             member = self._member_of(error)
             raise self._died(member, error) from error
         except Exception as error:
+            if raw:
+                raise
             raise self._raised(error) from error
 
     def _member_of(self, error: Any) -> Member | None:
@@ -190,11 +249,19 @@ class Supervisor:
         return "\n".join(lines[-LOG_LINES:])
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of a call says of its cause."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process ended"
+    cause = getattr(error, "cause", None) or error
+    return cause.line() if isinstance(cause, MilesError) else f"{type(cause).__name__}: {cause}".splitlines()[0]
+
+
 def _reason(member: Member | None, error: BaseException | None) -> str:
     """Why a process died, as far as Ray knows."""
     if error is None and member is not None:
         try:
-            ray.get(member.sentinel, timeout=0)
+            return str(ray.get(member.sentinel, timeout=0))
         except ray.exceptions.RayError as caught:
             error = caught
     text = str(error or "").lower()

@@ -9,11 +9,14 @@ from urllib.parse import urlsplit
 
 import ray
 
-from miles_core.config import AlgorithmOptions, LoopOptions, RolloutOptions, TeacherOptions
+from miles_core.config import AlgorithmOptions, FaultToleranceOptions, LoopOptions, RolloutOptions, TeacherOptions
+from miles_core.errors import RunError
 from miles_core.runtime.engine_handle import RayEngineHandle
 from miles_core.runtime.identity import host_address, recorded
 from miles_core.runtime.rank_process import RankProcess
 
+LOST_CODES = ("M470", "M475")
+"""Errors of a publish whose engine may have died."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -50,6 +53,9 @@ class TrainerProcess(RankProcess):
         if self.plan.resume_from is not None:
             self.backend.load(self.plan.resume_from / "trainer")
         self._publisher: Any = None
+        self._keeper: Any = None
+        self._fed: tuple[Any, ...] = ()
+        self._served = -1
         self._groups: dict[tuple[int, ...], Any] = {}
         self._grouped = False
         # Ranks that met over loopback share a node with the engines.
@@ -114,13 +120,19 @@ class TrainerProcess(RankProcess):
 
     @recorded
     def publish(self, version: int, engines: Sequence[Any], resume: bool) -> Any:
-        """Send the weights to the engines, and let them ``resume``; returns the report of a rank that sent, None elsewhere."""
+        """Send the weights to the engines, and let them ``resume``.
+
+        Returns:
+            The report of a rank that sent, None elsewhere. Where engines are started again, the error of one that failed; the
+            same version is then published anew.
+        """
         from miles_core.weights.publisher import WeightPublisher, drain
         from miles_core.weights.transports import open_transport
         from miles_core.weights.transports.block import BlockTransport
 
         options = self.config.get(RolloutOptions)
-        self._keep(version)
+        if version != self._served:
+            self._keep(version)
         mine = self._my_engines(engines)
         block = self._block(len(engines))
         if not mine and not block:
@@ -134,9 +146,35 @@ class TrainerProcess(RankProcess):
                 bucket_bytes=options.update_weight_buffer_size,
                 check_equal=options.check_weight_update_equal and bool(mine),
             )
+        fed = tuple(engines[i]._actor_id for i in mine)
+        if self._fed and fed != self._fed:
+            self._publisher.forget()
+        self._fed = fed
         handles = [RayEngineHandle(f"engine-{i}", engines[i]) for i in mine]
-        report = self._publisher.publish(version, self._prepared(self.backend.export_weights()), handles, resume=resume)
+        export = self.backend.export_weights()
+        try:
+            report = self._publisher.publish(version, self._prepared(export), handles, resume=resume, keeper=self._keeper_of(mine))
+        except (RunError, RuntimeError) as error:
+            code = getattr(error, "code", LOST_CODES[-1])
+            if not self._restarts or block or code not in LOST_CODES:
+                raise
+            # The other ranks are in the midst of the export, too.
+            drain(export)
+            return error if isinstance(error, RunError) else RunError(code, str(error), owner="miles-core")
         return report if mine else None
+
+    @property
+    def _restarts(self) -> bool:
+        """Whether engines are started again when they die."""
+        return self.config.get(FaultToleranceOptions).use_fault_tolerance
+
+    def _keeper_of(self, engines: Sequence[int]) -> Any:
+        """What keeps the weights for engines that are started again; one rank does."""
+        from miles_core.weights.kept import FOLDER, WeightKeeper
+
+        if self._keeper is None and self._restarts and self.rank == 0 and engines:
+            self._keeper = WeightKeeper(self.plan.run_dir / FOLDER)
+        return self._keeper
 
     def _block(self, engines: int) -> tuple[int, ...]:
         """Ranks on the devices of this rank's engine, over CUDA IPC to engines of several; none where the first feeds it alone."""
@@ -184,6 +222,8 @@ class TrainerProcess(RankProcess):
     def close(self) -> None:
         """End well: what was recorded, transports, backend and process group."""
         self._watch.close()
+        if self._keeper is not None:
+            self._keeper.close()
         if self._publisher is not None:
             self._publisher.close()
         super().close()

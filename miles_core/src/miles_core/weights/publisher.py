@@ -17,6 +17,7 @@ from miles_core.weights.digests import as_dtype, digest
 if TYPE_CHECKING:
     import torch
 
+    from miles_core.weights.kept import WeightKeeper
     from miles_core.weights.transports import Transport
 
 SHOWN = 3
@@ -79,18 +80,29 @@ class WeightPublisher:
         self._timeout = timeout
 
     def publish(
-        self, version: int, export: Iterable[tuple[str, torch.Tensor]], engines: Sequence[EngineHandle], *, resume: bool = True
+        self,
+        version: int,
+        export: Iterable[tuple[str, torch.Tensor]],
+        engines: Sequence[EngineHandle],
+        *,
+        resume: bool = True,
+        keeper: WeightKeeper | None = None,
     ) -> PublishReport:
         """Make ``engines`` serve the weights of ``export`` as ``version``.
 
-        With ``resume`` false the engines stay paused, for a caller that has to make room for their caches first.
+        With ``resume`` false the engines stay paused, for a caller that has to make room for their caches first. A ``keeper`` gets
+        every bucket, too.
 
         Raises:
             RunError: an engine failed (M470), the digests differ (M473), nothing was exported (M474), or the transport failed
                 (M471, M475). The engines stay closed.
         """
-        transaction = _Transaction(self._transport, version, engines, self._timeout, self._check_equal)
+        transaction = _Transaction(self._transport, version, engines, self._timeout, self._check_equal, keeper)
         return transaction.run(export, self._bucket_bytes, resume)
+
+    def forget(self) -> None:
+        """Other engines take the place of those that took part so far: what was shared with them is given up."""
+        self._transport.abort()
 
     def close(self) -> None:
         """Free what the transport holds."""
@@ -101,13 +113,20 @@ class _Transaction:
     """One publish."""
 
     def __init__(
-        self, transport: Transport, version: int, engines: Sequence[EngineHandle], timeout: float, check_equal: bool
+        self,
+        transport: Transport,
+        version: int,
+        engines: Sequence[EngineHandle],
+        timeout: float,
+        check_equal: bool,
+        keeper: WeightKeeper | None,
     ) -> None:
         self.transport = transport
         self.version = version
         self.engines = engines
         self.timeout = timeout
         self.check_equal = check_equal
+        self.keeper = keeper
         self.sent: deque[tuple[int, list[Any]]] = deque()
         self.digests: dict[str, str] = {}
         self.dtypes: dict[str, str] = {}
@@ -121,6 +140,8 @@ class _Transaction:
             self._all("flush")
         with self._phase("begin"):
             self._all("begin_weights", self.version)
+        if self.keeper is not None:
+            self.keeper.begin(self.version)
         nbytes = buckets = 0
         if self.check_equal and self.engines:
             self.dtypes = self._all("weight_dtypes")[0]
@@ -145,6 +166,8 @@ class _Transaction:
         if self.check_equal:
             with self._phase("check"):
                 self._compare()
+        if self.keeper is not None:
+            self.keeper.finish()
         if resume:
             with self._phase("resume"):
                 self._all("resume")
@@ -173,6 +196,8 @@ class _Transaction:
         ]
         self.sent.append((bucket.index, futures))
         self.transport.transmit(slot, self._check_sent)
+        if self.keeper is not None:
+            self.keeper.add(bucket)
 
     def _check_sent(self) -> None:
         """Raise when an engine has failed to take a bucket that was sent."""

@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from miles_core.config import ClusterOptions, DebugOptions, RolloutOptions, RouterOptions, TrainingOptions
+from miles_core.config import ClusterOptions, DebugOptions, FaultToleranceOptions, RolloutOptions, RouterOptions, TrainingOptions
 from miles_core.errors import UsageError
 from miles_sglang.fp8 import METHOD
 from miles_sglang.options import ARGUMENTS, ServerOptions, SGLangOptions
@@ -104,6 +104,7 @@ def _check_roles(event: Configure, prefill: int | None) -> None:
         why = f"{engines} engines have to be at least one that prefills and one that decodes"
         event.error(UsageError("M523", f"{said} is out of range", owner=OWNER, why=why, fix=f"give 1 to {max(engines - 1, 1)}"))
     for flag, given in (
+        ("--use-fault-tolerance", event.config.peek(FaultToleranceOptions).use_fault_tolerance),
         ("--use-miles-router", router.use_miles_router),
         ("--miles-router-middleware-paths", router.miles_router_middleware_paths),
     ):

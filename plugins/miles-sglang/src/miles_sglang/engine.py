@@ -172,6 +172,14 @@ class SGLangEngine:
             what = f"the SGLang server at {self._control.url} does not answer {path} within {timeout:g} s"
             raise RunError("M514", what, owner=OWNER, fix="see the server's log")
 
+    def ended(self) -> str:
+        """See the protocol."""
+        process = self._process
+        code = process.ended() if process is not None else None
+        if process is None or code is None:
+            return ""
+        return f"the {process.name} ended with exit code {code}: {process.last_line()}"
+
     @property
     def serving(self) -> bool:
         """Whether requests are decoded as they come."""

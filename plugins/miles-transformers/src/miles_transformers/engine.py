@@ -95,6 +95,10 @@ class TransformersEngine:
             why = error.read().decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else str(error)
             raise RunError("M456", "the engine does not answer", owner=OWNER, why=why, fix="see the engine's log") from error
 
+    def ended(self) -> str:
+        """See the protocol."""
+        return "" if self._server is None or self.scheduler.alive else "its decoding thread has ended"
+
     def ping(self, timeout: float = 60.0) -> None:
         """Return when the decoding thread has come to the end of a step.
 
@@ -199,11 +203,10 @@ class TransformersEngine:
 
     def stop(self) -> None:
         """See the protocol."""
-        if self._server is None:
-            return
-        self.scheduler.stop()
-        self._server.stop()
-        self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            self.scheduler.stop()
+            server.stop()
 
     def info(self) -> dict[str, Any]:
         """Settings and state, for ``/server_info``."""

@@ -48,6 +48,11 @@ class Scheduler:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def stop(self, timeout: float = 10.0) -> None:
         """End the thread after the current step; requests that run end as aborted."""
         if not self._thread.is_alive():

@@ -10,6 +10,7 @@ from miles_core.errors.catalogue.debug import DEBUG
 from miles_core.errors.catalogue.engines import ENGINES
 from miles_core.errors.catalogue.explanation import Explanation
 from miles_core.errors.catalogue.external import EXTERNAL_OPTIONS, EXTERNAL_RUN
+from miles_core.errors.catalogue.fault_tolerance import FAULT_TOLERANCE
 from miles_core.errors.catalogue.fsdp import FSDP_OPTIONS
 from miles_core.errors.catalogue.logging import LOGGING
 from miles_core.errors.catalogue.loops import LOOP_OPTIONS
@@ -56,6 +57,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     "Run states and weights": STATE,
     "Processes of a run": dict(sorted({**RUN, **EXTERNAL_RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
     "SGLang servers": SGLANG,
+    "Fault tolerance": FAULT_TOLERANCE,
     "Megatron": MEGATRON_OPTIONS,
     "FSDP": FSDP_OPTIONS,
 }

@@ -38,16 +38,16 @@ MEGATRON_OPTIONS: dict[str, Explanation] = {
     "M553": Explanation(
         title="Log-probs that are not those of transformers",
         meaning=(
-            "Before the first step, the megatron backend computes log-probs of a few tokens from the checkpoint's weights, and they "
-            "are not those that transformers computes: the model's constants or its table of weights are not right for it."
+            "Before the first step, the megatron backend computes log-probs of a few tokens from the checkpoint's weights, and "
+            "they are not those that transformers computes: the model's constants or its table of weights are not right for it."
         ),
         remedy=(
             "Name the right table by `--model-name`, correct the function of `--custom-model-provider-path`, or train with "
             "`--backend fsdp`. `--no-check-hf-log-probs` goes on nevertheless."
         ),
         example=(
-            "M553 miles-megatron: log-probs of models/tiny differ from those of transformers by 1.8 on average: the bound is 0.001. "
-            "Do: set --model-name to the model's architecture, or take --backend fsdp"
+            "M553 miles-megatron: log-probs of models/tiny differ from those of transformers by 1.8 on average: the bound is "
+            "0.001. Do: set --model-name to the model's architecture, or take --backend fsdp"
         ),
     ),
     "M554": Explanation(

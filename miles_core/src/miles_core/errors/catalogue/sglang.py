@@ -97,9 +97,7 @@ SGLANG: dict[str, Explanation] = {
     ),
     "M520": Explanation(
         title="An external server that the run cannot use",
-        meaning=(
-            "A server of `--rollout-external-engine-addrs` answers, and what `/server_info` says of it does not fit the run."
-        ),
+        meaning=("A server of `--rollout-external-engine-addrs` answers, and what `/server_info` says of it does not fit the run."),
         remedy="Give the option that the line names, or start the server as it says.",
         example=(
             "M520 miles-sglang: the server at http://10.0.0.7:30000 is not one for this run: it has 8 GPUs. Do: give "

@@ -16,6 +16,7 @@ from miles_core.config import (
     DebugOptions,
     EvaluationOptions,
     ExternalOptions,
+    FaultToleranceOptions,
     LoopOptions,
     RewardOptions,
     RolloutOptions,
@@ -57,6 +58,11 @@ RANGES: dict[type, dict[str, tuple[Test, str]]] = {
     ExternalOptions: {
         "fetch_trajectory_retry_times": (lambda n: n >= -1, "-1 (no limit), or 0 or more"),
         "min_batch_collection_ratio": _between(0, 1, open_low=True),
+    },
+    FaultToleranceOptions: {
+        "rollout_health_check_interval": _above(0),
+        "rollout_health_check_timeout": _above(0),
+        "rollout_health_check_first_wait": _at_least(0),
     },
     LoopOptions: dict.fromkeys(("update_weights_interval", "max_staleness"), _at_least(1)),
     RolloutOptions: {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from miles_core.config import DebugOptions, RouterOptions, RoutingOptions
 from miles_core.options.value import Source
 from miles_core.plugins.refs import PluginRef
+from miles_core.runtime.checks.fault_tolerance import restarts_engines
 from miles_core.runtime.checks.report import Report
 from miles_core.runtime.plan import PlacementPlan
 from miles_core.version import __version__
@@ -52,12 +53,12 @@ def check_router(report: Report, placement: PlacementPlan | None) -> None:
 
 
 def router_of(report: Report, placement: PlacementPlan) -> PluginRef | None:
-    """What stands in front of the engines of a run: core's router where the user asks for it; else, before several engines, the one
-    that their plugin brings, or core's."""
+    """What stands in front of the engines of a run: core's router where the user asks for it, or engines may have to be replaced;
+    else, before several engines, the one that their plugin brings, or core's."""
     engine = report.selection.engine
     if engine is None or not _has_engines(report):
         return None
-    if _wanted(report):
+    if _wanted(report) or restarts_engines(report):
         return OWN
     if placement.engines < 2:
         return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miles_core.errors import RunError
-from miles_core.protocols.engine import WeightBucket
+from miles_core.protocols.engine import TensorEntry, WeightBucket
 from miles_core.weights.bucket import Bucket, Buffer, views
 from miles_core.weights.transports.waiting import finish_copies
 
@@ -55,15 +55,12 @@ class DiskSender:
 
     def stage(self, slot: int, bucket: Bucket, receivers: int) -> list[dict[str, object]]:
         """Write the file."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         path = self._path(slot)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(dict(views(bucket.flat[: bucket.nbytes], bucket.entries)), str(path))
-        except (OSError, SafetensorError) as error:
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            write_bucket(path, bucket.flat[: bucket.nbytes], bucket.entries)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise RunError(
                 "M471",
                 f"cannot write a bucket of weights of {bucket.nbytes} bytes to {path}",
@@ -99,6 +96,21 @@ class DiskSender:
 
     def _path(self, slot: int) -> Path:
         return self._folder / f"{self._label}-{slot}.safetensors"
+
+
+def write_bucket(path: Path, flat: torch.Tensor, entries: Sequence[TensorEntry]) -> None:
+    """A bucket as a safetensors file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(views(flat, entries)), str(path))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def open_sender(*, run_dir: Path, label: str, host: str, ranks: int) -> DiskSender:

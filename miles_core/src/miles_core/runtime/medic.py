@@ -1,0 +1,351 @@
+"""Engines that die or hang are started again in their places, and take no requests before they have the weights that are served."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from miles_core.config import FaultToleranceOptions
+from miles_core.config.fault_tolerance import RESTART_SECONDS
+from miles_core.errors import RunError
+from miles_core.runtime.engine_places import EnginePlaces
+from miles_core.runtime.identity import ProcessIdentity
+from miles_core.runtime.supervisor import Member, Supervisor, first_line
+from miles_core.weights.kept import FOLDER, is_kept
+
+STARTS = 5
+"""Times in a row that an engine may fail to come up."""
+PAUSE = 2.0
+"""Seconds before it is tried again."""
+SLACK = 2.0
+"""Seconds beyond its timeout that the answer to a question may take: an engine that is stopped says nothing at all."""
+KEPT_SECONDS = 600.0
+END_SECONDS = 10.0
+
+
+class State(enum.Enum):
+    """Of an engine."""
+
+    UP = "serves"
+    DOWN = "has ended"
+    STARTING = "starts"
+    BARE = "has started, without the weights that are served"
+    LOADING = "takes them"
+    JOINING = "is told to the router"
+
+
+@dataclass
+class Patient:
+    """An engine, as the medic sees it.
+
+    Attributes:
+        step: the call that ends its state.
+        since: when it came into its state.
+        beat, asked: the question for a sign of life that is open, and when it was asked, or the next one is due.
+        fell: when it went down.
+        failed: how often in a row it did not come up.
+    """
+
+    rank: int
+    member: Member
+    url: str
+    node: str
+    state: State = State.UP
+    step: Any = None
+    since: float = 0.0
+    beat: Any = None
+    asked: float = 0.0
+    fell: float = 0.0
+    failed: int = 0
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """``engine-0`` and the like."""
+        return self.member.identity.name
+
+
+@dataclass
+class Medic:
+    """Looks after the engines of a run. The driver has it look at them a few times a second while it waits for anything.
+
+    An engine that has ended, gives no sign of life in time, or fails in a call is taken from the router, which gives its requests
+    to others; it is started again in its place, takes the weights that are served from where the publishing rank keeps them, and
+    comes back to the router. While weights are published it waits for them instead.
+
+    Args:
+        engines: the actors, which are replaced in place.
+        router: the actor of core's router.
+        trains: whether weights are published at all; the checkpoint's are served otherwise.
+
+    Attributes:
+        may_start: off while trainers have the devices of the engines.
+        version: that is served; None before the first publish.
+        restarts: how many engines came back.
+        tell: takes a line for the user.
+        moved: called when an engine is in another process than before.
+    """
+
+    places: EnginePlaces
+    supervisor: Supervisor
+    engines: list[Any]
+    router: Any
+    options: FaultToleranceOptions
+    trains: bool
+    patients: list[Patient] = field(default_factory=list)
+    may_start: bool = True
+    version: int | None = None
+    restarts: int = 0
+    tell: Callable[[str], None] = print
+    moved: Callable[[], None] = lambda: None
+    _publishing: bool = False
+    _closed: bool = False
+
+    def admit(self, members: list[Member], urls: list[str]) -> None:
+        """Look after engines that have started."""
+        nodes = self.supervisor.wait([engine.node.remote() for engine in self.engines], "engines", 60)
+        for rank, (member, url, node) in enumerate(zip(members, urls, nodes, strict=True)):
+            patient = Patient(rank, member, url, node)
+            member.lost = lambda why, patient=patient: self._fell(patient, why)  # type: ignore[misc]
+            self.patients.append(patient)
+            self._enter(patient, State.UP)
+            patient.asked = patient.since + self.options.rollout_health_check_first_wait
+        self.supervisor.attend = self.look
+
+    @property
+    def down(self) -> list[int]:
+        """Engines that have ended and were not started again."""
+        return [patient.rank for patient in self.patients if patient.state is State.DOWN]
+
+    @property
+    def bare(self) -> list[int]:
+        """Engines that have started and wait for weights."""
+        return [patient.rank for patient in self.patients if patient.state is State.BARE]
+
+    @property
+    def reachable(self) -> list[int]:
+        """Engines that can be called."""
+        return [patient.rank for patient in self.patients if patient.state in (State.UP, State.BARE)]
+
+    def look(self) -> None:
+        """Look at every engine, without waiting.
+
+        Raises:
+            RunError: an engine does not come up again (M531).
+        """
+        if self._closed:
+            return
+        for patient in self.patients:
+            if patient.state is not State.DOWN and patient.member.pid:
+                self._listen(patient)
+            if patient.state is State.BARE:
+                self._dress(patient)
+            elif patient.state is State.DOWN:
+                self._start(patient)
+            elif patient.state is not State.UP:
+                self._proceed(patient)
+
+    def replace(self, rank: int, why: str) -> None:
+        """An engine is of no use any more: end it, and start it again."""
+        patient = self.patients[rank]
+        if patient.state is not State.DOWN:
+            self.supervisor.dismiss(patient.member)
+            self._fell(patient, why)
+
+    def settle(self) -> None:
+        """Wait until every engine that may be started serves."""
+        if self.may_start:
+            done = {State.UP} if self.version is not None or not self.trains else {State.UP, State.BARE}
+            self._until(done, "engines to be started again")
+
+    def prepare(self) -> None:
+        """Weights are about to be published: wait until every engine can take them. One that starts from now on waits for them."""
+        self._publishing = True
+        self._until({State.UP, State.BARE}, "engines to be started again")
+
+    def published(self, version: int) -> None:
+        """Every engine that can be called has these weights; those that were waiting come back to the router."""
+        self.version, self._publishing = version, False
+        for rank in self.bare:
+            self._join(self.patients[rank])
+        self._until(set(State) - {State.JOINING}, "the router")
+
+    def blame(self, errors: list[RunError]) -> bool:
+        """Publishing failed: replace the engines that made it fail; returns whether there are any."""
+        names = {error.data.get("engine") for error in errors}
+        for patient in self.patients:
+            if patient.name in names and patient.state in (State.UP, State.BARE):
+                self.replace(patient.rank, "it failed to take weights")
+        timeout = self.options.rollout_health_check_timeout
+        asked = {self.engines[rank].heartbeat.remote(timeout): rank for rank in self.reachable}
+        if asked:
+            ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=timeout + SLACK)
+            for call in [*(each for each in ready if _failure(each) is not None), *silent]:
+                self.replace(asked[call], "it gave no sign of life when it was to take weights")
+        return any(patient.state is not State.UP for patient in self.patients)
+
+    def close(self) -> None:
+        """The run ends: engines that end are none of its business."""
+        self._closed = True
+        for patient in self.patients:
+            if patient.state is not State.UP:
+                self._end(patient)
+
+    def _until(self, states: set[State], what: str) -> None:
+        self.supervisor.until(lambda: all(patient.state in states for patient in self.patients), what, RESTART_SECONDS)
+
+    def _enter(self, patient: Patient, state: State, step: Any = None) -> None:
+        patient.state, patient.step, patient.since = state, step, time.monotonic()
+        if state is State.UP:
+            patient.failed = 0
+
+    def _listen(self, patient: Patient) -> None:
+        """Ask for a sign of life when it is time, and see whether the last question was answered."""
+        now, timeout = time.monotonic(), self.options.rollout_health_check_timeout
+        if patient.beat is None:
+            if now >= patient.asked:
+                actor = self.engines[patient.rank]
+                # An engine that has not started has no health yet, but its process has to be there.
+                starts = patient.state is State.STARTING
+                patient.beat, patient.asked = actor.pid.remote() if starts else actor.heartbeat.remote(timeout), now
+            return
+        ready, _ = ray.wait([patient.beat], timeout=0)
+        if not ready:
+            if now > patient.asked + timeout + SLACK:
+                self.replace(patient.rank, f"it gave no sign of life for {timeout:g} s")
+            return
+        try:
+            ray.get(patient.beat)
+        except ray.exceptions.RayActorError:
+            return  # the supervisor tells why
+        except Exception as error:
+            self.replace(patient.rank, first_line(error))
+            return
+        patient.beat, patient.asked = None, now + self.options.rollout_health_check_interval
+
+    def _fell(self, patient: Patient, why: str) -> None:
+        """An engine has ended, or is ended now."""
+        if self._closed:
+            return
+        if patient.state in (State.UP, State.BARE, State.JOINING):
+            patient.fell = time.monotonic()
+            self.tell(f"{patient.name} is lost: {why}; it is started again")
+        else:
+            patient.failed += 1
+        patient.why = why
+        self.router.call.remote("remove_worker", patient.url)
+        self._end(patient)
+        self._enter(patient, State.DOWN)
+        if patient.failed >= STARTS:
+            raise RunError(
+                "M531",
+                f"{patient.name} does not come up again",
+                owner="miles-core",
+                why=f"{patient.failed} starts failed, the last one so: {why}",
+                fix=f"see {patient.member.identity.log}; go on from the last saved state with --load",
+                process=patient.name,
+            )
+
+    def _start(self, patient: Patient) -> None:
+        if not self.may_start or (patient.failed and time.monotonic() - patient.since < PAUSE):
+            return
+        # What the process that is gone left there would pass for the cause of the next error of the run.
+        patient.member.identity.failure_file.unlink(missing_ok=True)
+        identity, actor = self.places.process(patient.rank)
+        patient.member = self.supervisor.watch(identity, actor)
+        patient.member.lost = lambda why: self._fell(patient, why)
+        self.engines[patient.rank] = actor
+        # In this order: the calls of one actor are answered one after the other.
+        learned = actor.pid.remote(), actor.node.remote(), actor.start.remote(self.places.launch(patient.rank))
+        self._enter(patient, State.STARTING, learned)
+        patient.beat, patient.asked = None, patient.since
+
+    def _dress(self, patient: Patient) -> None:
+        """Give an engine that has started the weights that are served, as soon as they can be had."""
+        if self._publishing:
+            return
+        if self.version is None:
+            if not self.trains:
+                self._join(patient)
+            return
+        folder = self.places.plan.run_dir / FOLDER
+        if is_kept(folder, self.version):
+            self._enter(patient, State.LOADING, (self.engines[patient.rank].take.remote(folder, self.version),))
+        elif time.monotonic() - patient.since > KEPT_SECONDS:
+            raise RunError(
+                "M532",
+                f"there are no weights of version {self.version} for {patient.name} in {folder}",
+                owner="miles-core",
+                why=f"they were not written within {KEPT_SECONDS:.0f} s",
+                fix="see that the run folder's disk has room for two copies of the model, and is shared by all machines",
+            )
+
+    def _join(self, patient: Patient) -> None:
+        self._enter(patient, State.JOINING, (self.router.call.remote("add_worker", patient.url),))
+
+    def _proceed(self, patient: Patient) -> None:
+        """See whether the calls of a state have ended."""
+        calls = list(patient.step)
+        ready, waiting = ray.wait(calls, num_returns=len(calls), timeout=0)
+        failure = next((error for each in ready if (error := _failure(each)) is not None), None)
+        if failure is not None:
+            self.replace(patient.rank, first_line(failure))
+        elif waiting:
+            if patient.state is State.STARTING and calls[0] in ready:
+                patient.member.pid = ray.get(calls[0])
+            if time.monotonic() - patient.since > RESTART_SECONDS:
+                self.replace(patient.rank, f"it {patient.state.value} for more than {RESTART_SECONDS:.0f} s")
+        elif patient.state is State.STARTING:
+            patient.member.pid, patient.node, patient.url = ray.get(calls)
+            self.moved()
+            self._enter(patient, State.BARE)
+            patient.beat, patient.asked = None, patient.since + self.options.rollout_health_check_first_wait
+        elif patient.state is State.LOADING:
+            self._join(patient)
+        else:
+            self._enter(patient, State.UP)
+            self.restarts += 1
+            what = f"version {self.version}" if self.version is not None else "the checkpoint's weights"
+            self.tell(f"{patient.name} is back with {what} after {time.monotonic() - patient.fell:.0f} s")
+
+    def _end(self, patient: Patient) -> None:
+        """End a process that may be stopped or stuck, and all that it has started."""
+        actor, pid = self.engines[patient.rank], patient.member.pid
+        with contextlib.suppress(Exception):
+            ray.kill(actor)
+        if not pid:
+            return
+        if patient.node == ray.get_runtime_context().get_node_id():
+            end_tree(pid, patient.member.identity)
+        else:
+            there = NodeAffinitySchedulingStrategy(patient.node, soft=False)
+            ray.remote(end_tree).options(num_cpus=0, scheduling_strategy=there).remote(pid, patient.member.identity)
+
+
+def end_tree(pid: int, identity: ProcessIdentity) -> None:
+    """Kill a process of a run on this machine, and those that it has started, unless its number is another's by now."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if "EngineProcess" not in " ".join(process.cmdline()):
+            return
+        family = [*process.children(recursive=True), process]
+        for each in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(family, timeout=END_SECONDS)
+
+
+def _failure(call: Any) -> Exception | None:
+    try:
+        ray.get(call)
+    except Exception as error:
+        return error
+    return None
