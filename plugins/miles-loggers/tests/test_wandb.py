@@ -168,6 +168,13 @@ def test_names(tmp_path: Path, first: dict[str, int], options: dict[str, object]
     assert described(tmp_path / "folder")[0] == expected
 
 
+def test_a_team_has_the_project(tmp_path: Path, first: dict[str, int]) -> None:
+    """``--wandb-team`` and ``--wandb-project``."""
+    log(tmp_path, first, ({"train/loss": 0.0}, 0), wandb_team="post-trainers", wandb_project="sums")
+    (run,) = [record.run for record in records(tmp_path) if record.HasField("run")]
+    assert (run.entity, run.project) == ("post-trainers", "sums")
+
+
 def test_a_server_that_nobody_may_log_to_is_an_error_that_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, int]
 ) -> None:
