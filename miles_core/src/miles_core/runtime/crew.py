@@ -87,8 +87,9 @@ class Crew:
         """Call a method of every engine at once, or of some; one that fails is replaced, where engines are."""
         medic = self.medic
         ranks = only if only is not None else range(len(self.engines)) if medic is None else medic.reachable
-        losing = None if medic is None else lambda number, why: medic.replace(ranks[number], why)
-        return self.supervisor.wait([self.engines[rank].call.remote(method, *args) for rank in ranks], what, losing=losing)
+        called = [self.engines[rank] for rank in ranks]
+        losing = None if medic is None else lambda number, why: medic.replace(ranks[number], why, called[number])
+        return self.supervisor.wait([engine.call.remote(method, *args) for engine in called], what, losing=losing)
 
     def tell_router(self, method: str, *args: Any) -> None:
         """Call a method of the router, where there is one."""
@@ -129,9 +130,11 @@ class Crew:
         if self.medic is not None:
             engines = [engines[rank] for rank in self.medic.reachable]
             self.medic.close()
-        refs = [t.close.remote() for t in [*self.trainers, *self.critics]]
-        refs += [e.call.remote("stop") for e in [*engines, *self.routers]]
+        stops = [e.call.remote("stop") for e in engines]
+        refs = [*(t.close.remote() for t in [*self.trainers, *self.critics]), *(r.call.remote("stop") for r in self.routers)]
         self.supervisor.wait([*refs, self.rollout.close.remote()], "processes to end", 60)
+        losing = None if self.medic is None else lambda number, why: None
+        self.supervisor.wait(stops, "engines to end", 60, losing=losing)
 
 
 def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:

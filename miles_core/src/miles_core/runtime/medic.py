@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -17,7 +15,7 @@ from miles_core.config import FaultToleranceOptions
 from miles_core.config.fault_tolerance import RESTART_SECONDS
 from miles_core.errors import RunError
 from miles_core.runtime.engine_places import EnginePlaces
-from miles_core.runtime.identity import ProcessIdentity
+from miles_core.runtime.patient import Patient, State, end_tree
 from miles_core.runtime.supervisor import Member, Supervisor, first_line
 from miles_core.weights.kept import FOLDER, is_kept
 
@@ -28,49 +26,6 @@ PAUSE = 2.0
 SLACK = 2.0
 """Seconds beyond its timeout that the answer to a question may take: an engine that is stopped says nothing at all."""
 KEPT_SECONDS = 600.0
-END_SECONDS = 10.0
-
-
-class State(enum.Enum):
-    """Of an engine."""
-
-    UP = "serves"
-    DOWN = "has ended"
-    STARTING = "starts"
-    BARE = "has started, without the weights that are served"
-    LOADING = "takes them"
-    JOINING = "is told to the router"
-
-
-@dataclass
-class Patient:
-    """An engine, as the medic sees it.
-
-    Attributes:
-        step: the call that ends its state.
-        since: when it came into its state.
-        beat, asked: the question for a sign of life that is open, and when it was asked, or the next one is due.
-        fell: when it went down.
-        failed: how often in a row it did not come up.
-    """
-
-    rank: int
-    member: Member
-    url: str
-    node: str
-    state: State = State.UP
-    step: Any = None
-    since: float = 0.0
-    beat: Any = None
-    asked: float = 0.0
-    fell: float = 0.0
-    failed: int = 0
-    why: str = ""
-
-    @property
-    def name(self) -> str:
-        """``engine-0`` and the like."""
-        return self.member.identity.name
 
 
 @dataclass
@@ -153,10 +108,10 @@ class Medic:
             elif patient.state is not State.UP:
                 self._proceed(patient)
 
-    def replace(self, rank: int, why: str) -> None:
-        """An engine is of no use any more: end it, and start it again."""
+    def replace(self, rank: int, why: str, actor: Any = None) -> None:
+        """An engine is of no use any more: end it, and start it again, unless another than ``actor`` is in its place by now."""
         patient = self.patients[rank]
-        if patient.state is not State.DOWN:
+        if patient.state is not State.DOWN and (actor is None or actor is self.engines[rank]):
             self.supervisor.dismiss(patient.member)
             self._fell(patient, why)
 
@@ -178,19 +133,19 @@ class Medic:
             self._join(self.patients[rank])
         self._until(set(State) - {State.JOINING}, "the router")
 
-    def blame(self, errors: list[RunError]) -> bool:
-        """Publishing failed: replace the engines that made it fail; returns whether there are any."""
+    def blame(self, errors: list[RunError], engines: list[Any]) -> bool:
+        """Publishing to these engines failed: replace those that made it fail; returns whether there are any."""
         names = {error.data.get("engine") for error in errors}
         for patient in self.patients:
-            if patient.name in names and patient.state in (State.UP, State.BARE):
-                self.replace(patient.rank, "it failed to take weights")
+            if patient.name in names:
+                self.replace(patient.rank, "it failed to take weights", engines[patient.rank])
         timeout = self.options.rollout_health_check_timeout
         asked = {self.engines[rank].heartbeat.remote(timeout): rank for rank in self.reachable}
         if asked:
             ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=timeout + SLACK)
             for call in [*(each for each in ready if _failure(each) is not None), *silent]:
                 self.replace(asked[call], "it gave no sign of life when it was to take weights")
-        return any(patient.state is not State.UP for patient in self.patients)
+        return engines != self.engines or any(patient.state is not State.UP for patient in self.patients)
 
     def close(self) -> None:
         """The run ends: engines that end are none of its business."""
@@ -328,19 +283,6 @@ class Medic:
         else:
             there = NodeAffinitySchedulingStrategy(patient.node, soft=False)
             ray.remote(end_tree).options(num_cpus=0, scheduling_strategy=there).remote(pid, patient.member.identity)
-
-
-def end_tree(pid: int, identity: ProcessIdentity) -> None:
-    """Kill a process of a run on this machine, and those that it has started, unless its number is another's by now."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if "EngineProcess" not in " ".join(process.cmdline()):
-            return
-        family = [*process.children(recursive=True), process]
-        for each in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        psutil.wait_procs(family, timeout=END_SECONDS)
 
 
 def _failure(call: Any) -> Exception | None:

@@ -25,12 +25,13 @@ def send_weights(crew: Crew, version: int) -> list[Any]:
         _ready(crew)
         if shared:
             crew.all_engines("resume_memory", ["weights"], what="engines to take back weights")
-        answers = crew.all_trainers("publish", version, crew.engines, not shared, what="publishing weights")
+        engines = list(crew.engines)
+        answers = crew.all_trainers("publish", version, engines, not shared, what="publishing weights")
         errors = [answer for answer in answers if isinstance(answer, RunError)]
         if not errors:
             return answers
         assert crew.medic is not None
-        if not crew.medic.blame(errors):
+        if not crew.medic.blame(errors, engines):
             raise errors[0]
         why = errors[0].line()
     what = f"version {version} of the weights could not be published {ATTEMPTS} times"
