@@ -117,7 +117,7 @@ class _Outputs(torch.autograd.Function):
         rows, wide = targets.shape[0], _wide_dtype(logits)
         log_probs = logits.new_empty(rows, dtype=wide)
         entropies = logits.new_empty(rows if entropy else 0, dtype=wide)
-        run = _compiled(_outputs_of_rows) if compiled else _outputs_of_rows
+        run: Any = _compiled(_outputs_of_rows) if compiled else _outputs_of_rows
         for part in _chunks(logits, chunk):
             log_probs[part], found = run(logits[part], targets[part], temperature, entropy)
             if entropy:
