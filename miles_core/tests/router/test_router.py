@@ -314,6 +314,20 @@ def test_an_abort_reaches_every_worker_and_begins_nothing_anew(play) -> None:
 
 
 @BOTH
+def test_an_abort_ends_the_wait_for_a_worker(play, short: bool) -> None:
+    async def scene(stage) -> None:
+        for worker in stage.workers:
+            await stage.router.remove_worker(worker.url)
+        calls = [asyncio.create_task(stage.generate(ids)) for ids in ([1], [[1], [2]])]
+        await stage.until(lambda: stage.router.gate.inside == 2)
+        assert (await stage.post("/abort_request", {"abort_all": True}))[0] == 200
+        (_, one), (_, two) = await asyncio.gather(*calls)
+        assert [each["meta_info"]["finish_reason"]["type"] for each in [one, *two]] == ["abort"] * 3
+
+    play(scene, settings=replace(QUICK, patience=60.0), short=short)
+
+
+@BOTH
 def test_calls_that_wait_are_aborted_as_well(play, short: bool) -> None:
     async def scene(stage) -> None:
         worker = stage.workers[0]

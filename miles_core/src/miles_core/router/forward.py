@@ -30,7 +30,7 @@ async def to_all(request: web.Request, pool: Pool, upstream: Upstream) -> web.St
     """The same call to every worker. Those in quarantine get it as well, and what they make of it does not count.
 
     Raises:
-        AnswerError: a worker's error; or 503, none of them answers.
+        AnswerError: a worker's error; or 503, none of them answers, unless they were only to end what they do.
     """
     from aiohttp import web
 
@@ -52,6 +52,8 @@ async def to_all(request: web.Request, pool: Pool, upstream: Upstream) -> web.St
         if answer[0] != 200:
             raise AnswerError(answer[0], answer[1])
         good = answer
+    if good is None and request.path == "/abort_request":
+        return web.json_response({"success": True})  # nobody has anything to end
     if good is None:
         raise refusal(503, f"none of {len(pool.workers)} workers answers")
     return web.Response(body=good[1], content_type=good[2])

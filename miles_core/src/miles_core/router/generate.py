@@ -71,6 +71,7 @@ class Generator:
     def aborted(self) -> None:
         """Everything in flight has been told to end."""
         self.aborts += 1
+        self._pool.stir()
 
     async def one(self, prompt: Sequence[int] | bytes, body: bytes, aborts: int) -> bytes:
         """The answer to a call with one prompt that is no stream, as the worker wrote it.
@@ -87,8 +88,10 @@ class Generator:
         for attempt in range(1, self._attempts + 1):
             worker = self._pool.choose(prompt, tried) or self._pool.choose(prompt)
             if worker is None:
-                if not await self._pool.wait(self._patience):
+                if not await self._pool.wait(self._patience, lambda: self.aborts != aborts):
                     raise refusal(503, f"none of {len(self._pool.workers)} workers is well")
+                if self.aborts != aborts:
+                    break
                 worker = self._pool.choose(prompt)
                 assert worker is not None, "the pool has a live worker"
             tried.add(worker)
@@ -144,7 +147,7 @@ class Generator:
 
     async def _spread(self, call: Call, part: _Part, aborts: int, queue: asyncio.Queue[Any]) -> None:
         """Send every prompt of a part to a worker, equal ones to the same."""
-        if not await self._pool.wait(self._patience):
+        if not await self._pool.wait(self._patience, lambda: self.aborts != aborts):
             raise refusal(503, f"none of {len(self._pool.workers)} workers is well")
         if self.aborts != aborts:
             self._give_up(call, part, queue)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,10 +102,14 @@ class Pool:
         well = [worker for worker in free if not worker.failures] or free
         return self.policy.choose(well, tokens) if well else None
 
-    async def wait(self, seconds: float) -> bool:
-        """Wait until there is a worker that may take requests; returns whether there is."""
+    async def wait(self, seconds: float, over: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until there is a worker that may take requests, or nobody needs it any more; returns whether either is so.
+
+        Args:
+            over: asked again after each :meth:`stir`.
+        """
         deadline = asyncio.get_running_loop().time() + seconds
-        while not self.live:
+        while not self.live and not over():
             self._changed.clear()
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
@@ -115,6 +119,10 @@ class Pool:
             except TimeoutError:
                 return False
         return True
+
+    def stir(self) -> None:
+        """Have those that wait for a worker look whether they still have to."""
+        self._changed.set()
 
     def failed(self, worker: Worker, reason: str, *, probe: bool = True) -> None:
         """Count a failure; ``probe`` says whether it shall bring one about."""
