@@ -1,4 +1,4 @@
-"""GRPO through ``miles run`` with two ranks that share the tokens of every row, against one rank."""
+"""GRPO through ``miles run`` with two ranks that share the tokens of every row and hold all weights each, against one rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slow
 def test_two_context_ranks_train_as_one_does(task, cluster, miles, metrics, tmp_path: Path) -> None:
     common = {"num_rollout": 1, "num_steps_per_rollout": 2, "kl_loss_coef": 0.1, "use_kl_loss": True, "ray_address": cluster}
     # Two ranks have room for twice the tokens of one.
-    shared = task.arguments(trainers=2, context_parallel_size=2, max_tokens_per_gpu=64, check_weight_update_equal=True, **common)
+    sizes = {"context_parallel_size": 2, "dp_replicate_size": 2}
+    shared = task.arguments(trainers=2, max_tokens_per_gpu=64, check_weight_update_equal=True, **sizes, **common)
     alone = task.arguments(max_tokens_per_gpu=128, **common)
     done = miles("run", *shared, "--run-dir", tmp_path / "two")
     assert "nobody read" not in done.stdout + done.stderr

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import pytest
 import torch
 
 from miles_core.errors import UsageError
+from miles_core.training import logprobs
 from miles_fsdp.options import FsdpOptions
 from miles_fsdp.sharding import check_compiler
 
@@ -32,6 +34,17 @@ def test_compiled_layers_have_the_same_gradients_and_serve_any_length(tiny, chec
     assert programs > 0
     backend.train_step(batches[1:], tiny.REQUEST, tiny.loss)
     assert graphs() == programs
+
+
+@pytest.mark.skipif(not os.environ.get("MILES_TEST_COMPILE"), reason="compiles for a minute: set MILES_TEST_COMPILE=1")
+@pytest.mark.parametrize("model", ["qwen3", "moe"])
+def test_programs_that_are_written_out_have_the_same_gradients(tiny, checkpoints, model: str):
+    logprobs._compiled.cache_clear()
+    chosen, found = tiny.samples(6), []
+    for compiled in (False, True):
+        backend = tiny.make_backend(checkpoints / model, options=FsdpOptions(optimizer="sgd", compile=compiled), **tiny.PLAIN_SGD)
+        found.append(tiny.gradients(backend, [tiny.micro_batch(chosen[:3]), tiny.micro_batch(chosen[3:])]))
+    assert tiny.furthest(found[1], found[0]) < 1e-5
 
 
 def test_a_machine_without_a_compiler_is_a_usage_error(monkeypatch, tmp_path):
