@@ -15,7 +15,7 @@ class EngineLaunch:
     Attributes:
         rank: the engine's number in the run.
         model: HF directory with config, weights and tokenizer.
-        host: address to bind to; loopback unless the run spans nodes.
+        host: address to bind to; loopback unless the run spans nodes. Empty in a run stands for that of the node.
         port: port to bind to; 0 lets the engine choose.
         devices: physical accelerator ids, empty on CPU; for an engine over several nodes those of this node.
         node_rank, num_nodes: this node's part of an engine over several nodes; only node 0 serves HTTP.

@@ -18,7 +18,7 @@ class RouterLaunch:
     Attributes:
         urls: engines to begin with.
         model: HF directory.
-        host: address to bind to; loopback unless the run spans nodes.
+        host: address to bind to; loopback unless the run spans nodes. Empty in a run stands for that of the node.
         port: 0 lets the router choose.
         log_dir: where to write logs.
         middlewares: for core's router, the last one outermost.

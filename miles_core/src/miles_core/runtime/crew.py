@@ -20,7 +20,7 @@ from miles_core.protocols import RouterLaunch
 from miles_core.runtime.cluster import Cluster
 from miles_core.runtime.critic_process import CriticProcess
 from miles_core.runtime.engine_places import EnginePlaces
-from miles_core.runtime.identity import ProcessIdentity, host_address
+from miles_core.runtime.identity import ProcessIdentity
 from miles_core.runtime.medic import Medic
 from miles_core.runtime.plan import Front, PlacementPlan, RunPlan
 from miles_core.runtime.processors import usable_cpus
@@ -153,6 +153,8 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     trainer_env, critic_env = {**trainer_env, **further}, {**critic_env, **further}
     engine_env = _environment(placement, max(placement.engines, 1) + (0 if taking_turns else at_once))
     spans_nodes = len(ray.nodes()) > 1
+    # Each process finds the address of the node that it is on.
+    host = "" if spans_nodes else "127.0.0.1"
 
     for rank in range(placement.trainers):
         identity = ProcessIdentity("trainer", rank, run_dir, trainer_env)
@@ -173,7 +175,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
         slots[first::each],
         [tuple(devices[first + rank * each : first + (rank + 1) * each]) for rank in range(placement.engines)] if each > 1 else (),
         engine_env,
-        host_address() if spans_nodes else "127.0.0.1",
+        host,
         config.get(TrainingOptions).seed,
     )
     members = []
@@ -200,7 +202,6 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     urls = supervisor.wait(starts, "engines to start", START_TIMEOUT)
     front = None
     if crew.router is not None:
-        host = host_address() if spans_nodes else "127.0.0.1"
         launch = RouterLaunch(tuple(urls), plan.checkpoint, host, log_dir=run_dir / "logs")
         front = Front(*supervisor.wait([crew.router.start.remote(launch)], "the router to start", START_TIMEOUT)[0])
     crew.info = supervisor.wait([crew.rollout.start.remote(urls, front)], "the rollout manager to start", START_TIMEOUT)[0]

@@ -28,7 +28,7 @@ class EnginePlaces:
         slots: Ray's scheduling strategies, one per engine; empty for engines that somebody else runs.
         devices: ids of the accelerators of each engine that has several.
         environment: of an engine's process.
-        host: address that engines bind to.
+        host: address that engines bind to; empty for the one of their node.
         seed: of the first engine.
     """
 

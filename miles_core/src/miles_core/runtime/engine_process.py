@@ -12,7 +12,7 @@ from miles_core.accelerator.vendors import visible_ids
 from miles_core.options import Config
 from miles_core.plugins.refs import PluginRef
 from miles_core.protocols import EngineLaunch
-from miles_core.runtime.identity import ProcessIdentity, recorded
+from miles_core.runtime.identity import ProcessIdentity, host_address, recorded
 from miles_core.runtime.watch import Watched
 
 SENTINEL_SECONDS = 0.5
@@ -37,7 +37,8 @@ class EngineProcess(Watched):
 
         self._engine: Any = create(self._ref, self.config)
         key = self.config.get(RouterOptions).miles_router_api_key
-        url = str(self._engine.start(dataclasses.replace(launch, devices=launch.devices or visible_ids(), api_key=key)))
+        host, devices = launch.host or host_address(), launch.devices or visible_ids()
+        url = str(self._engine.start(dataclasses.replace(launch, host=host, devices=devices, api_key=key)))
         self._serves = True
         return url
 

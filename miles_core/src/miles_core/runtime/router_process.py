@@ -10,7 +10,7 @@ from miles_core.config import RouterOptions
 from miles_core.options import Config
 from miles_core.plugins.refs import PluginRef
 from miles_core.protocols import RouterLaunch
-from miles_core.runtime.identity import ProcessIdentity, recorded
+from miles_core.runtime.identity import ProcessIdentity, host_address, recorded
 from miles_core.runtime.watch import Watched
 
 
@@ -31,7 +31,8 @@ class RouterProcess(Watched):
         key = self.config.get(RouterOptions).miles_router_api_key
         made = tuple(create(ref, self.config) for ref in self._middlewares)
         self._router: Any = create(self._ref, self.config)
-        return str(self._router.start(dataclasses.replace(launch, api_key=key, middlewares=made))), bool(self._router.tells_all)
+        here = dataclasses.replace(launch, host=launch.host or host_address(), api_key=key, middlewares=made)
+        return str(self._router.start(here)), bool(self._router.tells_all)
 
     @recorded
     def call(self, method: str, *args: Any) -> Any:
