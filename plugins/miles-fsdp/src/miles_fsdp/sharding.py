@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from miles_fsdp.policy import Policy
 
+PROGRAMS = 64
+"""Versions of one layer's code that may be compiled."""
+
 
 def shard_mesh(device: str, replicas: int) -> DeviceMesh:
     """All ranks, which share the weights out, or as many groups of neighbours, each of which does. Collective.
@@ -86,6 +89,10 @@ def prepare(blocks: list[nn.Module], *, recompute: bool, compiled: bool) -> None
         recompute: recompute its activations in the backward pass.
         compiled: compile it, once for micro-batches of any length.
     """
+    if compiled:
+        # Kinds of layers, passes with and without gradients, and further models take a program each; after 8, the default, all
+        # further ones would run uncompiled.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
     for block in blocks:
         forward = torch.compile(block.forward, dynamic=True) if compiled else block.forward
         if recompute:
