@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -90,7 +91,10 @@ def test_an_interrupted_run_takes_everything_down(number: signal.Signals, task, 
     port = free_port("127.0.0.1")
     arguments = task.arguments(num_rollout=100000, run_dir=run_dir, rollout_engine_port=port)
     command = [sys.executable, "-m", "miles_core.cli.main", "run", *arguments]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    # Tests that were started in the background ignore Ctrl-C, and with them what they start.
+    heeds = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    driver = subprocess.Popen(command, **output, start_new_session=True, preexec_fn=heeds)
     wait_for(lambda: (run_dir / "metrics.jsonl").exists() or driver.poll() is not None, 180, "the first rollout")
     everybody = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
     assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).status == 200

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from miles_core.config import CheckpointOptions, ClusterOptions, EvaluationOptions, LoopOptions
@@ -16,6 +12,7 @@ from miles_core.errors import MilesError
 from miles_core.options.export import unread_report, write_config, write_lock
 from miles_core.plugins import create, events
 from miles_core.report.lifetime import lifetime
+from miles_core.runtime import interruption
 
 if TYPE_CHECKING:
     from miles_core.options import Config
@@ -42,7 +39,7 @@ def run(config: Config, plan: RunPlan, host: PluginHost) -> int:
     write_lock(plan, run_dir / "plugins.lock.json")
     progress = Progress(plan.batch.num_rollout)
     try:
-        with lifetime(run_dir, plan.batch.num_rollout), _interruptible():
+        with lifetime(run_dir, plan.batch.num_rollout), interruption.interruptible():
             _run(config, plan, host, progress)
     except KeyboardInterrupt:
         progress.message("interrupted; every process of the run has ended")
@@ -84,7 +81,7 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
         progress.phase("start")
         cluster = connect(plan.placement, config.get(ClusterOptions).ray_address, reaper)
         # Connecting to Ray puts a handler in place that ends the driver on the spot.
-        signal.signal(signal.SIGTERM, _interrupt)
+        interruption.renew()
         crew = start_crew(config, plan, cluster)
         if crew.medic is not None:
             crew.medic.tell = progress.message
@@ -149,18 +146,3 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
             host.broadcast(events.RunEnd(plan.run_dir, rollouts, error))
     progress.close()
     write_summary(plan, loop.history, config.get(CheckpointOptions), time.perf_counter() - started)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the run like Ctrl-C does: with everything taken down."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        sys.stdout.flush()
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from miles_core.errors import MilesError, RunError, UsageError
+from miles_core.runtime import interruption
 from miles_core.runtime.cluster import Cluster
 from miles_core.runtime.identity import Failure, ProcessIdentity
 
@@ -138,7 +139,8 @@ class Supervisor:
         return [ref for ref in ready if ref not in by_sentinel]
 
     def check(self) -> None:
-        """Raise when Ray itself is broken, or the reaper; look for new child processes now and then."""
+        """Raise when Ray itself is broken, or the reaper, or the user wants an end; look for new child processes now and then."""
+        interruption.check()
         error = self._system_death()
         if error is not None:
             raise error
