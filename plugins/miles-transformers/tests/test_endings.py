@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from miles_core.errors import MilesError
 from miles_core.samples import FinishReason, GenerateRequest, SamplingParams
 
 
@@ -150,3 +151,15 @@ def test_a_failed_step_is_the_requests_error_and_the_engine_lives(serve, request
     embeddings.copy_(kept)
     request = GenerateRequest("again", [5, 6], SamplingParams(max_new_tokens=3, ignore_eos=True))
     assert len(served.generate([request])["again"].output_ids) == 3
+
+
+def test_an_engine_whose_thread_has_ended_says_so(serve) -> None:
+    engine = serve().engine
+    assert engine.ended() == ""
+    engine.health(10.0)
+    engine.scheduler.stop()
+    assert engine.ended() == "its decoding thread has ended"
+    with pytest.raises(MilesError, match="M456"):
+        engine.health(10.0)
+    engine.stop()
+    assert engine.ended() == "", "it was told to end"
