@@ -57,7 +57,7 @@ def main() -> int:
         try:
             killed = kill(driver, run, args.kills, args.minutes * 60, args.stops, args.pause, random.Random(args.seed))
         finally:
-            driver.send_signal(signal.SIGINT)
+            driver.terminate()
             code = driver.wait(SECONDS)
         said = (run / "output.txt").read_text(encoding="utf-8")
         if code != 130:
