@@ -129,7 +129,8 @@ def kill(
             continue
         counts["stopped" if stopped else "killed"] += 1
     rows = _lines(run / "metrics.jsonl")
-    _wait(lambda: _lines(run / "metrics.jsonl") > rows + 2 or driver.poll() is not None, "the run to go on")
+    # Three rows more have the end of a rollout among them whose publish waited for every engine.
+    _wait(lambda: _lines(run / "metrics.jsonl") > rows + 3 or driver.poll() is not None, "the run to go on")
     return {**counts, "seconds": round(time.monotonic() - started)}
 
 

@@ -29,7 +29,7 @@ def test_engines_come_back_and_nothing_is_lost(loop: str, kills: int, stops: flo
     assert found["every token of the version that was served"]
     assert found["log-probs are the trainer's"]
     said = (tmp_path / "run" / "output.txt").read_text(encoding="utf-8")
-    assert ("gave no sign of life for 10 s" in said) == (stops > 0)
+    assert not stops or "gave no sign of life for 10 s" in said
     restarts = [
         json.loads(line).get("perf/engine_restarts", 0) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
