@@ -2,7 +2,8 @@
 
 ``python docs/arguments.py``. A row of ``arguments.tsv``: section, flag, default, and by hand a status and a note. The status is
 empty for an option, ``in <package>`` for one of a package that is not part of this repository's installed ones yet, ``planned``,
-or, for a variable of the environment, ``works``. The note says why a default differs, or what there is instead.
+``refused`` for one that is known and cannot be used, or, for a variable of the environment, ``works``. The note says why a default
+differs, or what there is instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from miles_core.plugins import PluginHost, PluginIndex
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-WORKS, UNTESTED, PLANNED = "works", "untested", "planned"
+WORKS, UNTESTED, PLANNED, REFUSED = "works", "untested", "planned", "refused"
 UNSET = ("None", '""', "(Required)", "(internal path)")
 """Defaults that are no value; an empty column says nothing about the default."""
 
@@ -91,7 +92,8 @@ def shown(value: object) -> str:
 def status(row: Row, known: dict[str, tuple[str, Option]], test: str) -> tuple[str, str]:
     """Owner and status of a row. An option works when a test has it."""
     if row.flag in known:
-        return known[row.flag][0], WORKS if test else UNTESTED
+        state = REFUSED if row.said == REFUSED else WORKS
+        return known[row.flag][0], state if test else UNTESTED
     if row.said.startswith("in "):
         return row.said.removeprefix("in "), "another plugin"
     return "miles-core" if row.said == WORKS else "", row.said or PLANNED
@@ -137,7 +139,7 @@ def page() -> str:
             lines += ["", f"## {section}", "", "| argument | default | owner | status | test |", "|---|---|---|---|---|"]
         default = shown(known[row.flag][1].default) if row.flag in known else row.default
         note = f"; {row.note}" if row.note else ""
-        test = test if state == WORKS else ""
+        test = test if state in (WORKS, REFUSED) else ""
         lines.append(f"| `{row.flag}` | {f'`{default}`' if default else ''} | {owner} | {state}{note} | {test} |")
     return "\n".join(lines) + "\n"
 

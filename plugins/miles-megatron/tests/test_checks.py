@@ -98,6 +98,7 @@ def test_sizes_that_fit_neither_run_nor_model(found, options, said):
         ({"train_memory_margin_bytes": -1}, "--train-memory-margin-bytes is -1"),
         ({"enable_mtp_training": True}, "--enable-mtp-training has nothing to train"),
         ({"mtp_num_layers": 1}, "--mtp-num-layers has nothing to train"),
+        ({"mtp_loss_scaling_factor": 0.5}, "--mtp-loss-scaling-factor has nothing to train"),
         ({"megatron_to_hf_mode": "bridge"}, "--megatron-to-hf-mode bridge cannot be used"),
         ({"tensor_model_parallel_size": 2, "model": EXPERTS}, "set --sequence-parallel"),
     ],

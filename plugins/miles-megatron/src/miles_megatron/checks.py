@@ -108,8 +108,13 @@ def _contradictions(config: Config, options: MegatronOptions) -> Iterator[UsageE
     if options.recompute_num_layers is not None and options.recompute_num_layers < 1:
         why = "it is a number of layers"
         yield _contradiction(f"--recompute-num-layers is {options.recompute_num_layers}", why, "give 1 or more")
-    if options.enable_mtp_training or options.mtp_num_layers is not None:
-        flag = "--enable-mtp-training" if options.enable_mtp_training else "--mtp-num-layers"
+    given = {
+        "--enable-mtp-training": options.enable_mtp_training,
+        "--mtp-num-layers": options.mtp_num_layers is not None,
+        "--mtp-loss-scaling-factor": options.mtp_loss_scaling_factor != type(options).mtp_loss_scaling_factor,
+    }
+    flag = next((flag for flag, changed in given.items() if changed), None)
+    if flag is not None:
         why = "none of the models that the backend builds has multi-token-prediction layers"
         yield _contradiction(f"{flag} has nothing to train", why, "leave it out")
     if options.megatron_to_hf_mode == "bridge":
