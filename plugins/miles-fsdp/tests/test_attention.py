@@ -7,7 +7,7 @@ import torch
 from transformers import BloomConfig, Gemma2Config, LlamaConfig, Qwen3Config, Qwen3NextConfig
 
 from miles_core.errors import UsageError
-from miles_fsdp import attention
+from miles_core.numerics import varlen
 from miles_fsdp.attention import PACKED, Packing, check_packable, choose_attention, packed_attention
 from miles_fsdp.model import build_empty
 
@@ -88,13 +88,13 @@ def test_the_default_falls_back_with_a_notice(caplog):
 
 
 def test_flash_attention_without_its_package_is_pytorch_s(monkeypatch):
-    monkeypatch.setattr(attention, "varlen_attn", object())
+    monkeypatch.setattr(varlen, "_pytorch", object())
     half = {"device": GPU, "compute": torch.bfloat16}
     assert choose("flash_attention_2", chosen=True, **half) == (PACKED,)
     assert choose("flash_attention_2", **half) == (PACKED, "sdpa", "eager")
     with pytest.raises(UsageError, match=r"M341 .*lack what gemma2 needs"):
         choose("flash_attention_2", chosen=True, config=Gemma2Config(), **half)
-    monkeypatch.setattr(attention, "varlen_attn", None)
+    monkeypatch.setattr(varlen, "_pytorch", None)
     with pytest.raises(UsageError, match=r"M341 .*came with PyTorch 2.10"):
         choose("flash_attention_2", chosen=True, **half)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from miles_core.errors import UsageError
-from miles_core.training import logprobs
+from miles_core.numerics import compiler
+from miles_core.numerics.compiler import check_compiler
 from miles_fsdp.options import FsdpOptions
-from miles_fsdp.sharding import check_compiler
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -39,7 +39,7 @@ def test_compiled_layers_have_the_same_gradients_and_serve_any_length(tiny, chec
 @pytest.mark.skipif(not os.environ.get("MILES_TEST_COMPILE"), reason="compiles for a minute: set MILES_TEST_COMPILE=1")
 @pytest.mark.parametrize("model", ["qwen3", "moe"])
 def test_programs_that_are_written_out_have_the_same_gradients(tiny, checkpoints, model: str):
-    logprobs._compiled.cache_clear()
+    compiler.compiled.cache_clear()
     chosen, found = tiny.samples(6), []
     for compiled in (False, True):
         backend = tiny.make_backend(checkpoints / model, options=FsdpOptions(optimizer="sgd", compile=compiled), **tiny.PLAIN_SGD)
@@ -51,7 +51,7 @@ def test_a_machine_without_a_compiler_is_a_usage_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UsageError, match=r"M582 .*neither g\+\+ nor clang\+\+"):
-        check_compiler("cpu")
+        check_compiler("cpu", "--fsdp-compile", "miles-fsdp")
     compiler = tmp_path / "clang++"
     compiler.touch(mode=0o755)
-    check_compiler("cpu")
+    check_compiler("cpu", "--fsdp-compile", "miles-fsdp")

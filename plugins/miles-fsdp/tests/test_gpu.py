@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from miles_core.hf import folder
-from miles_core.training import logprobs
+from miles_core.numerics import compiler
 from miles_fsdp.attention import PACKED
 from miles_fsdp.options import FsdpOptions
 
@@ -61,7 +61,7 @@ def test_an_export_waits_in_host_memory_unless_told_otherwise(tiny, checkpoints,
 
 
 def test_compiled_steps_are_near_those_that_are_not(tiny, checkpoints):
-    logprobs._compiled.cache_clear()
+    compiler.compiled.cache_clear()
     chosen = tiny.samples(40)
     for precision, nearest in (("fp32", 0.99999), ("bf16", 0.99)):
         found = []

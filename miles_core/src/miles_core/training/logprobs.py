@@ -11,7 +11,6 @@ exists at a time.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from miles_core.numerics.compiler import compiled as compiled_loop
 from miles_core.protocols.backend import OutputRequest
 from miles_core.training.batch import ModelOutputs
 
@@ -117,7 +117,7 @@ class _Outputs(torch.autograd.Function):
         rows, wide = targets.shape[0], _wide_dtype(logits)
         log_probs = logits.new_empty(rows, dtype=wide)
         entropies = logits.new_empty(rows if entropy else 0, dtype=wide)
-        run: Any = _compiled(_outputs_of_rows) if compiled else _outputs_of_rows
+        run: Any = compiled_loop(_outputs_of_rows) if compiled else _outputs_of_rows
         for part in _chunks(logits, chunk):
             log_probs[part], found = run(logits[part], targets[part], temperature, entropy)
             if entropy:
@@ -134,7 +134,7 @@ class _Outputs(torch.autograd.Function):
     def backward(ctx: Any, log_prob_grad: torch.Tensor, entropy_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         logits, targets, entropies = ctx.saved_tensors
         grad = torch.empty_like(logits)
-        run = _compiled(_fused_gradient_of_rows) if ctx.compiled else _gradient_of_rows
+        run = compiled_loop(_fused_gradient_of_rows) if ctx.compiled else _gradient_of_rows
         for part in _chunks(logits, ctx.chunk):
             of_entropy = (entropies[part], entropy_grad[part]) if ctx.entropy_grad else None
             grad[part] = run(logits[part], targets[part], ctx.temperature, log_prob_grad[part], of_entropy)
@@ -189,11 +189,6 @@ def _fused_gradient_of_rows(
         entropies, entropy_grad = of_entropy
         grad = grad - p * (log_p.clamp(min=_LEAST) + entropies[:, None]) * entropy_grad[:, None]
     return (grad / temperature).to(logits.dtype)
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
 
 
 def _chunks(logits: torch.Tensor, size: int) -> list[slice]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
 import itertools
 import logging
 from dataclasses import dataclass
@@ -16,11 +14,8 @@ from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available
 
 from miles_core.errors import UsageError
+from miles_core.numerics import varlen
 from miles_core.numerics.attention import causal, invariant_attention
-
-varlen_attn: Any = None
-with contextlib.suppress(ImportError):  # PyTorch before 2.10 has none
-    from torch.nn.attention.varlen import varlen_attn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +33,6 @@ SHARED = "miles_packed_shared"
 Kernel: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None, int | None], torch.Tensor]"
 """Causal attention of rows that start at column 0: query, key, value, scaling, window."""
 
-_HALF = (torch.float16, torch.bfloat16)
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _log = logging.getLogger(__name__)
 
@@ -180,30 +174,8 @@ def _variable_length(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None, packing: Packing
 ) -> torch.Tensor:
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    further: dict[str, Any] = {}
-    if q.shape[1] != k.shape[1]:
-        if VARLEN_GROUPS_HEADS:
-            further["enable_gqa"] = True
-        else:
-            groups = q.shape[1] // k.shape[1]
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        packing.cu_seqlens,
-        packing.cu_seqlens,
-        packing.max_seqlen,
-        packing.max_seqlen,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        **further,
-    )
-    return out[None]  # type: ignore[no-any-return]
+    return varlen.variable_length(q, k, v, packing.cu_seqlens, packing.max_seqlen, scale=scaling, window=window)[None]
 
-
-VARLEN_GROUPS_HEADS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""Whether PyTorch's variable-length kernel takes fewer key heads than query heads."""
 
 AttentionInterface.register(PACKED, packed_attention)
 AttentionInterface.register(INVARIANT, functools.partial(packed_attention, kernel=_invariant))
@@ -211,7 +183,7 @@ AttentionInterface.register(INVARIANT, functools.partial(packed_attention, kerne
 
 def runs_variable_length(implementation: str, device: torch.device, compute: torch.dtype) -> bool:
     """Whether our implementation uses variable-length kernels there rather than padded groups."""
-    return implementation in (PACKED, SHARED) and device.type == "cuda" and compute in _HALF and varlen_attn is not None
+    return implementation in (PACKED, SHARED) and varlen.runs_there(device, compute)
 
 
 def choose_attention(
@@ -237,13 +209,13 @@ def choose_attention(
     why = ""
     if device.type != "cuda":
         why = f"flash-attn does not run on {device.type}"
-    elif compute not in _HALF:
+    elif compute not in varlen.HALF:
         why = "flash-attn has no fp32 kernels"
     elif not is_flash_attn_2_available():
-        if plain and varlen_attn is not None:
+        if plain and varlen.has_kernel():
             return (PACKED,) if chosen else (PACKED, "sdpa", "eager")
         why = "the package flash-attn is not installed, and PyTorch's own kernels "
-        why += f"lack what {model_config.model_type} needs" if varlen_attn is not None else "came with PyTorch 2.10"
+        why += f"lack what {model_config.model_type} needs" if varlen.has_kernel() else "came with PyTorch 2.10"
     if not why:
         return (wanted,)
     if chosen:

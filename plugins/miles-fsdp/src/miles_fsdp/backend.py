@@ -15,6 +15,7 @@ from miles_core.accelerator.parking import Parking
 from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import RunError
 from miles_core.hf import HfWeights, write_hf
+from miles_core.numerics.compiler import check_compiler
 from miles_core.numerics.model import check_place
 from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
 from miles_core.training.batch import MicroBatch, ModelOutputs
@@ -28,7 +29,7 @@ from miles_fsdp.options import FsdpOptions
 from miles_fsdp.plugin import OWNER, chosen_by_user
 from miles_fsdp.policy import Policy
 from miles_fsdp.routing import Replays
-from miles_fsdp.sharding import blocks_of, check_compiler, exchange_gradients, prepare, reshard, shard, shard_group, shard_mesh
+from miles_fsdp.sharding import blocks_of, exchange_gradients, prepare, reshard, shard, shard_group, shard_mesh
 from miles_fsdp.shared_attention import check_shareable
 from miles_fsdp.state import load_state, read_facts, save_state
 
@@ -102,7 +103,7 @@ class FsdpBackend:
         if self._exact:
             check_place(self.device.type, OWNER)
         if self._options.compile:
-            check_compiler(self.device.type)
+            check_compiler(self.device.type, "--fsdp-compile", OWNER)
         self._mesh = shard_mesh(self.device.type, self._options.replicate_size)
         if self._options.context_parallel_size > 1:
             self._context, self._data_group = context_mesh(self.device.type, self._options.context_parallel_size)

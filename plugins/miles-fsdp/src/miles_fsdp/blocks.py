@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from miles_fsdp.attention import VARLEN_GROUPS_HEADS
+from miles_core.numerics.varlen import GROUPS_HEADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,7 @@ def _kernel_backward(
 
 def _like(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Keys with as many heads as the kernel wants."""
-    return key if VARLEN_GROUPS_HEADS else key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    return key if GROUPS_HEADS else key.repeat_interleave(query.shape[1] // key.shape[1], 1)
 
 
 def _window(scores: Scores) -> dict[str, int | None]:

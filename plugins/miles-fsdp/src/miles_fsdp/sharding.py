@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from miles_core.errors import UsageError
 from miles_fsdp import value_head
-from miles_fsdp.checks import OWNER, REPLICATE, misfit
+from miles_fsdp.checks import REPLICATE, misfit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,25 +57,6 @@ def blocks_of(model: Any) -> list[nn.Module]:
     """The decoder layers, or whatever else the model says should stay in one piece."""
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in kinds]
-
-
-def check_compiler(device: str) -> None:
-    """Look for what ``torch.compile`` needs on this machine.
-
-    Args:
-        device: where the model runs.
-
-    Raises:
-        UsageError: there is no compiler for it (M582).
-    """
-    wanted = ("CXX", "g++", "clang++") if device == "cpu" else ("CC", "gcc", "clang")
-    why = ""
-    if not any(shutil.which(name) for name in (os.environ.get(wanted[0], ""), *wanted[1:])):
-        why = f"neither {wanted[1]} nor {wanted[2]} is on the PATH, nor does {wanted[0]} name a compiler"
-    elif device != "cpu" and importlib.util.find_spec("triton") is None:
-        why = "the package triton is not installed"
-    if why:
-        raise UsageError("M582", "--fsdp-compile has no compiler", owner=OWNER, why=why, fix="install one, or leave it out")
 
 
 def prepare(blocks: list[nn.Module], *, recompute: bool, compiled: bool) -> None:

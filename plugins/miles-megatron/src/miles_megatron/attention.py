@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,18 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from miles_core.numerics.varlen import variable_length
 from miles_megatron.context import Context, heads_of, tokens_of
-
-varlen_attn: Any = None
-with contextlib.suppress(ImportError):  # PyTorch before 2.10 has none
-    from torch.nn.attention.varlen import varlen_attn
-
-_VARLEN_GROUPS_HEADS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
+from miles_megatron.rotary import rotated
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from collections.abc import Callable
 
-_HALF = (torch.float16, torch.bfloat16)
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -71,21 +65,19 @@ class Packings(dict[int, Packing | None]):
 
     Attributes:
         current: the number that a layer's attention got last.
+        angles: rotary angles of a micro-batch's tokens, ``[T, B, 1, D]`` in float32, by its number.
     """
 
     current = 0
-
-
-def runs_variable_length(device: torch.device, compute: torch.dtype) -> bool:
-    """Whether variable-length kernels are used there rather than padded groups."""
-    return device.type == "cuda" and compute in _HALF and varlen_attn is not None
+    angles: Callable[[int], torch.Tensor]
 
 
 class PackedAttention(torch.nn.Module):
     """Causal softmax attention within each segment of a packed row, or of right-padded rows; no dropout, no mask.
 
     A segment's own tokens are all that its queries see, and right padding lies in every real token's future. With context
-    parallelism the ranks exchange tokens for heads, see :mod:`miles_megatron.context`.
+    parallelism the ranks exchange tokens for heads, see :mod:`miles_megatron.context`. Queries and keys are rotated here, by their
+    own positions, so that one compiled loop does it.
 
     Args:
         softmax_scale: of the scores; None is ``D ** -0.5``.
@@ -111,6 +103,7 @@ class PackedAttention(torch.nn.Module):
         group: ProcessGroup | None = getattr(pg_collection, "cp", None)
         self.context = Context(group, group.rank(), group.size()) if group is not None and group.size() > 1 else None
         self.packings = Packings()
+        self.compiled = False
 
     def forward(
         self,
@@ -132,6 +125,8 @@ class PackedAttention(torch.nn.Module):
         del attn_mask_type, attention_bias, packed_seq_params
         self.packings.current = int(attention_mask)
         packing = self.packings[self.packings.current]
+        angles = self.packings.angles(self.packings.current)
+        query, key = (rotated(x, angles, self.config.rotary_interleaved, fused=self.compiled) for x in (query, key))
         if self.context is not None:
             query, key, value = heads_of(query, key, value, self.context)
         attended = self._padded(query, key, value) if packing is None else self._packed(query, key, value, packing)
@@ -145,7 +140,8 @@ class PackedAttention(torch.nn.Module):
 
     def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         if packing.restore is None:
-            return _variable_length(query[:, 0], key[:, 0], value[:, 0], self.scale, packing)[:, None]
+            q, k, v = query[:, 0], key[:, 0], value[:, 0]
+            return variable_length(q, k, v, packing.cu_seqlens, packing.max_seqlen, scale=self.scale)[:, None]
         parts = []
         for gather, rows, length in packing.groups:
             q, k, v = (x[:, 0].index_select(0, gather).unflatten(0, (rows, length)).transpose(1, 2) for x in (query, key, value))
@@ -162,20 +158,3 @@ def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: 
         groups = query.shape[1] // key.shape[1]
         key, value, shared = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), False
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
-
-
-def _variable_length(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, packing: Packing
-) -> torch.Tensor:
-    """``[T, heads, D]``."""
-    further: dict[str, Any] = {}
-    if query.shape[1] != key.shape[1]:
-        if _VARLEN_GROUPS_HEADS:
-            further["enable_gqa"] = True
-        else:
-            groups = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    bounds, longest = packing.cu_seqlens, packing.max_seqlen
-    return varlen_attn(  # type: ignore[no-any-return]
-        query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0), **further
-    )

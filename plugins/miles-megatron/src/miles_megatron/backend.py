@@ -13,6 +13,7 @@ from miles_core.accelerator.device import accelerator_of, rank_device
 from miles_core.accelerator.parking import Parking
 from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import RunError
+from miles_core.numerics.compiler import check_compiler
 from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
 from miles_core.training.batch import MicroBatch, ModelOutputs
 from miles_megatron import checkpoints, mapping
@@ -78,6 +79,8 @@ class MegatronBackend:
         self._reserve()
         timeout, seed = self._config.get(ClusterOptions).distributed_timeout_minutes, self._config.get(TrainingOptions).seed
         set_up(self._options, timeout, seed)
+        if self._options.compile:
+            check_compiler(self.device.type, "--megatron-compile", OWNER)
         self._compute = precision(self._options.precision, self.device)
         actor = self._models["actor"] = build(self._config, spec.checkpoint, self.device, critic=spec.value_head)
         self._copies = Copies(actor.chunks, on_device=self._options.disable_weights_backuper)

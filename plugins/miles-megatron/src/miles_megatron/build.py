@@ -95,6 +95,7 @@ def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: 
             sequence_parallel=options.sequence_parallel,
             dtype=compute,
             core_attention=PackedAttention,
+            fused=options.compile,
             **_recomputation(options),
         )
     )
@@ -109,7 +110,7 @@ def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: 
         chunk.config.calculate_per_token_loss = True
         chunk.config.batch_p2p_comm = device.type == "cuda"
         chunk.config.overlap_p2p_comm = False
-    return Model(chunks, architecture, Policy(chunks, architecture.vocab_size, compute=compute))
+    return Model(chunks, architecture, Policy(chunks, architecture.vocab_size, compute=compute, compiled=options.compile))
 
 
 def _mark_shared(chunk: Any) -> None:

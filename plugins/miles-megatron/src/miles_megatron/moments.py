@@ -72,7 +72,7 @@ class Moments:
                         continue
                     entry: dict[str, Any] = {field: torch.zeros_like(main, dtype=torch.float32) for field in moments}
                     if "step" not in group:
-                        entry["step"] = torch.tensor(float(steps))
+                        entry["step"] = torch.tensor(float(steps), device=main.device)
                     part.optimizer.state[main] = entry
 
     @torch.no_grad()

@@ -57,6 +57,11 @@ class Optimizer:
             overlap_param_gather=options.overlap_param_gather,
         )
         self.inner: Any = get_megatron_optimizer(settings, self._chunks, use_gloo_process_groups=False)
+        for each in self.parts:
+            if isinstance(each.optimizer, torch.optim.Adam):
+                # PyTorch's, where no library brings one: its one kernel reads everything once.
+                for group in each.optimizer.param_groups:
+                    group["fused"], group["foreach"] = True, False
 
     def begin(self) -> None:
         """Drop the gradients."""

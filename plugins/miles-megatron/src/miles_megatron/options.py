@@ -105,6 +105,11 @@ class MegatronOptions:
     mtp_loss_scaling_factor: float = option(
         0.2, flag="--mtp-loss-scaling-factor", help="Weight of the multi-token-prediction loss."
     )
+    compile: bool = option(
+        False,
+        flag="--megatron-compile",
+        help="Compile norms, rotary positions, activations and log-probs with torch.compile: faster steps after a minute or so.",
+    )
     check_log_probs: bool = option(
         True,
         flag="--check-hf-log-probs",

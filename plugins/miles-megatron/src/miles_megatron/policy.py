@@ -7,12 +7,12 @@ rows need no case of their own, and gives out hidden states, of which only those
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.utils import unwrap_model
 
 from miles_core.errors import UsageError
 from miles_core.training.batch import ModelOutputs
@@ -20,7 +20,9 @@ from miles_core.training.logprobs import token_outputs, token_outputs_from_hidde
 from miles_megatron import value_head
 from miles_megatron.attention import PackedAttention, Packings
 from miles_megatron.context import gathered
+from miles_megatron.models.norm import RMSNorm
 from miles_megatron.parallel import OWNER, context_ranks
+from miles_megatron.rotary import Positions
 from miles_megatron.rows import Rows
 from miles_megatron.vocabulary import Vocabulary
 
@@ -31,36 +33,6 @@ if TYPE_CHECKING:
     from miles_core.training.batch import MicroBatch
 
 
-class Positions(torch.nn.Module):
-    """Rotary angles by the tokens' own positions, in the place of megatron-core's module, which counts along the row.
-
-    Args:
-        counted: that module; its frequencies stay.
-    """
-
-    def __init__(self, counted: Any) -> None:
-        super().__init__()
-        self._counted = [counted]
-        self.position_ids: torch.Tensor | None = None
-
-    def get_rotary_seq_len(self, *_: Any, **__: Any) -> int:
-        """Unused: there are as many angles as tokens."""
-        return 0
-
-    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        """Angles of the current micro-batch, ``[T, B, 1, D]`` in float32."""
-        assert self.position_ids is not None
-        (counted,) = self._counted
-        frequencies = counted.inv_freq = counted.inv_freq.to(self.position_ids.device)
-        positions = self.position_ids.T.float()
-        if counted.seq_len_interpolation_factor is not None:
-            positions = positions / counted.seq_len_interpolation_factor
-        angles = positions[..., None] * frequencies
-        pairs = (angles, angles)
-        whole = torch.stack(pairs, -1).flatten(-2) if counted.rotary_interleaved else torch.cat(pairs, -1)
-        return whole[:, :, None]
-
-
 class Policy:
     """This rank's parts of one model, and how micro-batches go through them.
 
@@ -68,19 +40,24 @@ class Policy:
         chunks: ``GPTModel``, one for each virtual pipeline stage of this rank.
         vocabulary: tokens of the model, without padding.
         compute: precision of the computation.
+        compiled: compile norms, rotary positions, log-probs and entropy.
 
     Raises:
         UsageError: a chunk has other positions or attention (M554).
     """
 
-    def __init__(self, chunks: Sequence[torch.nn.Module], vocabulary: int, *, compute: torch.dtype) -> None:
+    def __init__(self, chunks: Sequence[torch.nn.Module], vocabulary: int, *, compute: torch.dtype, compiled: bool = False) -> None:
         self.chunks: list[Any] = list(chunks)
         self.config: Any = self.chunks[0].config
         self.compute = compute
         self.context = context_ranks()
         self._packings = Packings()
+        self._packings.angles = self._angles
         for chunk in self.chunks:
-            _prepare(chunk, self._packings)
+            _prepare(chunk, self._packings, compiled)
+        self._rows: list[Rows] = []
+        self._turned: tuple[int, torch.Tensor] | None = None
+        self._of_logits = functools.partial(token_outputs, compiled=compiled)
         tensor = parallel_state.get_tensor_model_parallel_world_size()
         self._group = parallel_state.get_tensor_model_parallel_group()
         self._vocabulary: Vocabulary | None = None
@@ -109,6 +86,13 @@ class Policy:
         """Start a pass over these micro-batches."""
         self._packings.clear()
         self._packings.update((number, each.packing) for number, each in enumerate(rows))
+        self._rows, self._turned = list(rows), None
+
+    def _angles(self, number: int) -> torch.Tensor:
+        """Rotary angles of a micro-batch; those of the one that was asked for last are kept."""
+        if self._turned is None or self._turned[0] != number:
+            self._turned = number, self.chunks[0].rotary_pos_emb.angles(self._rows[number].position_ids)
+        return self._turned[1]
 
     def stage(self, chunk: torch.nn.Module, rows: Rows, number: int) -> torch.Tensor:
         """One chunk's output, ``[T, B, H]``, where sequence parallelism leaves this rank its part of T.
@@ -117,7 +101,6 @@ class Policy:
             chunk: one of :attr:`chunks`, or what wraps it.
             number: of the micro-batch, in the pass that :meth:`begin` started.
         """
-        unwrap_model(chunk).rotary_pos_emb.position_ids = rows.position_ids
         # Layers pass the mask on, also to what the backward pass recomputes; attention finds the micro-batch's packing by it.
         return chunk(input_ids=rows.tokens, position_ids=rows.position_ids, attention_mask=torch.tensor(number, device="cpu"))  # type: ignore[no-any-return]
 
@@ -142,7 +125,7 @@ class Policy:
             if self._vocabulary is None:
                 # Rows behind the vocabulary are padding.
                 weight = weight[: self._size]
-            of_logits = token_outputs if self._vocabulary is None else self._vocabulary.token_outputs
+            of_logits = self._of_logits if self._vocabulary is None else self._vocabulary.token_outputs
             found = token_outputs_from_hidden(
                 chosen, lambda part: F.linear(part, weight), rows.targets, request, entropy_grad=entropy_grad, of_logits=of_logits
             )
@@ -163,7 +146,7 @@ def _head_weight(chunk: Any) -> torch.Tensor:
     return chunk.output_layer.weight  # type: ignore[no-any-return]
 
 
-def _prepare(chunk: Any, packings: Packings) -> None:
+def _prepare(chunk: Any, packings: Packings, compiled: bool) -> None:
     if chunk.position_embedding_type != "rope":
         what = f"a chunk of the model has {chunk.position_embedding_type} positions"
         raise UsageError("M554", what, owner=OWNER, fix="return a GPTModel of megatron-core with rotary positions")
@@ -173,7 +156,10 @@ def _prepare(chunk: Any, packings: Packings) -> None:
         fix = "name it in the layers' spec"
         raise UsageError("M554", "a chunk of the model cannot compute packed rows", owner=OWNER, why=why, fix=fix)
     for attention in attentions:
-        attention.packings = packings
+        attention.packings, attention.compiled = packings, compiled
+    for module in chunk.modules():
+        if isinstance(module, RMSNorm):
+            module.compiled = compiled
     if not isinstance(chunk.rotary_pos_emb, Positions):
         chunk.rotary_pos_emb = Positions(chunk.rotary_pos_emb)
     chunk._postprocess = _hidden_states

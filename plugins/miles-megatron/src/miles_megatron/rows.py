@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from miles_megatron.attention import Packing, runs_variable_length
+from miles_core.numerics.varlen import runs_there
+from miles_megatron.attention import Packing
 from miles_megatron.context import Share
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Rows:
             positions = torch.cat([positions, further if bounds is not None else columns + further], 1)
             if bounds is not None:
                 bounds, longest = torch.cat([bounds, bounds[-1:] + padding]), max(longest, padding)
-        varlen = runs_variable_length(tokens.device, compute)
+        varlen = runs_there(tokens.device, compute)
         packing = None if bounds is None else Packing.of(bounds, longest, varlen=varlen)
         row = batch.logit_index.div(columns, rounding_mode="floor")
         column = batch.logit_index - row * columns

@@ -28,8 +28,11 @@ FSDP_OPTIONS: dict[str, Explanation] = {
     ),
     "M582": Explanation(
         title="No compiler",
-        meaning="`--fsdp-compile` writes programs on the machines that train: C++ for CPUs, Triton with a little C for GPUs.",
-        remedy="Install g++ (gcc for GPUs, and the package triton, which comes with PyTorch there), or leave `--fsdp-compile` out.",
+        meaning=(
+            "`--fsdp-compile` and `--megatron-compile` write programs on the machines that train: C++ for CPUs, Triton with a "
+            "little C for GPUs."
+        ),
+        remedy="Install g++ (gcc for GPUs, and the package triton, which comes with PyTorch there), or leave the option out.",
         example=(
             "M582 miles-fsdp 0.1.0: --fsdp-compile has no compiler: neither g++ nor clang++ is on the PATH, nor does CXX name a "
             "compiler. Do: install one, or leave it out"

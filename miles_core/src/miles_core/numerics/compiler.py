@@ -1,0 +1,41 @@
+"""Functions that ``torch.compile`` makes one loop of, and what it needs on a machine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from miles_core.errors import UsageError
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled once for tensors of any length."""
+    return torch.compile(function, dynamic=True)
+
+
+def check_compiler(device: str, flag: str, owner: str) -> None:
+    """Look for what ``torch.compile`` needs on this machine.
+
+    Args:
+        device: where the model runs.
+        flag: the option that asks for it.
+        owner: whose option that is.
+
+    Raises:
+        UsageError: there is no compiler for it (M582).
+    """
+    wanted = ("CXX", "g++", "clang++") if device == "cpu" else ("CC", "gcc", "clang")
+    why = ""
+    if not any(shutil.which(name) for name in (os.environ.get(wanted[0], ""), *wanted[1:])):
+        why = f"neither {wanted[1]} nor {wanted[2]} is on the PATH, nor does {wanted[0]} name a compiler"
+    elif device != "cpu" and importlib.util.find_spec("triton") is None:
+        why = "the package triton is not installed"
+    if why:
+        raise UsageError("M582", f"{flag} has no compiler", owner=owner, why=why, fix="install one, or leave it out")

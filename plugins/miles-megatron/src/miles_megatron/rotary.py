@@ -1,0 +1,64 @@
+"""Rotary positions: angles by the tokens' own positions, and queries and keys turned by them (arXiv:2104.09864)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from miles_core.numerics.compiler import compiled
+
+
+class Positions(torch.nn.Module):
+    """In the place of megatron-core's module, which counts along the row: it gives layers no angles, attention asks for them.
+
+    Args:
+        counted: that module; its frequencies stay.
+    """
+
+    def __init__(self, counted: Any) -> None:
+        super().__init__()
+        self._counted = [counted]
+
+    def get_rotary_seq_len(self, *_: Any, **__: Any) -> int:
+        """Unused: there are as many angles as tokens."""
+        return 0
+
+    def forward(self, *_: Any, **__: Any) -> None:
+        """Nothing for the layers to do."""
+
+    def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Angles of tokens ``[B, T]``, ``[T, B, 1, D]`` in float32."""
+        (counted,) = self._counted
+        frequencies = counted.inv_freq = counted.inv_freq.to(position_ids.device)
+        positions = position_ids.T.float()
+        if counted.seq_len_interpolation_factor is not None:
+            positions = positions / counted.seq_len_interpolation_factor
+        angles = positions[..., None] * frequencies
+        pairs = (angles, angles)
+        whole = torch.stack(pairs, -1).flatten(-2) if counted.rotary_interleaved else torch.cat(pairs, -1)
+        return whole[:, :, None]
+
+
+def rotated(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool, *, fused: bool = False) -> torch.Tensor:
+    """Queries or keys turned by their angles.
+
+    Args:
+        heads: ``[T, B, heads, D]``.
+        angles: ``[T, B, 1, R]``; what a head has behind its first R numbers stays as it is.
+        interleaved: whether pairs are neighbours, and not halves.
+        fused: run by ``torch.compile``, which reads the heads once.
+    """
+    return (compiled(_rotated) if fused else _rotated)(heads, angles, interleaved)  # type: ignore[no-any-return]
+
+
+def _rotated(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    size = angles.shape[-1]
+    turned, rest = heads[..., :size], heads[..., size:]
+    if interleaved:
+        other = torch.stack((-turned[..., 1::2], turned[..., 0::2]), -1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, -1)
+        other = torch.cat((-second, first), -1)
+    turned = turned * angles.cos().to(heads.dtype) + other * angles.sin().to(heads.dtype)
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
