@@ -1,11 +1,13 @@
 """Tokens per second and MFU of a training step on one device, beside a plain loop over the same Hugging Face model.
 
     python benchmarks/gpu_training.py --size 0.6b --tokens 8192
+    python benchmarks/gpu_training.py --size 4b --only "plain loop" "megatron, one row, compiled" --profile
 
 The plain loop is what one writes without a framework: bf16 weights, SDPA, one causal row, cross-entropy in chunks of 4,096 rows,
 fused AdamW on the bf16 weights. The trainer's step is the whole of GRPO's: fp32 master weights and optimizer, bf16 compute, policy
-loss, clipping, metrics. Both run in one process, one after the other. MFU counts matrix products and causal attention, forward and
-backward, against 989 TFLOP/s. Without an accelerator both run in fp32, and MFU means nothing.
+loss, clipping, metrics; by the fsdp and the megatron backend. All run in one process, one after the other. MFU counts matrix
+products and causal attention, forward and backward, against 989 TFLOP/s. Without an accelerator everything runs in fp32, the
+megatron backend not at all, and MFU means nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import checkpoint
 import numpy as np
@@ -47,6 +51,8 @@ def main() -> None:
     parser.add_argument("--size", default="0.6b", choices=sorted(checkpoint.SIZES))
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--compile", action="store_true", help="with --fsdp-compile too, as on an accelerator")
+    parser.add_argument("--only", nargs="+", help="just these")
+    parser.add_argument("--profile", action="store_true", help="also the time of each kernel in a step")
     parser.add_argument("--out", type=Path, help="folder for the results")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,21 +61,19 @@ def main() -> None:
         config = AutoConfig.from_pretrained(path)
         flops = step_flops(config, args.tokens)
         figures: dict[str, object] = {"size": args.size, "tokens": args.tokens, "TFLOP per step": round(flops / 1e12, 2)}
-        runs = {
-            "plain loop": lambda: plain_loop(path, args.tokens, device),
-            "trainer, one row": lambda: trainer_step(path, args.tokens, 1, device),
-            "trainer, one row, recomputing": lambda: trainer_step(path, args.tokens, 1, device, recompute=True),
-            "trainer, 16 packed rows": lambda: trainer_step(path, args.tokens, 16, device),
-        }
-        if args.compile or device.type == "cuda":
-            runs |= {
-                "trainer, one row, compiled": lambda: trainer_step(path, args.tokens, 1, device, compiled=True),
-                "trainer, one row, compiled, recomputing": lambda: trainer_step(
-                    path, args.tokens, 1, device, recompute=True, compiled=True
-                ),
-                "trainer, 16 packed rows, compiled": lambda: trainer_step(path, args.tokens, 16, device, compiled=True),
-            }
+        runs = {"plain loop": lambda: plain_loop(path, args.tokens, device)}
+        for backend in ("fsdp", "megatron") if device.type == "cuda" else ("fsdp",):
+            for compiled in (False, True) if args.compile or device.type == "cuda" else (False,):
+                for kind, rows, recompute in (
+                    ("one row", 1, False),
+                    ("one row, recomputing", 1, True),
+                    ("16 packed rows", 16, False),
+                ):
+                    step = Step(path, args.tokens, rows, device, backend, recompute=recompute, compiled=compiled)
+                    runs[f"{backend}, {kind}{', compiled' if compiled else ''}"] = step
+        runs = {name: run for name, run in runs.items() if not args.only or name in args.only}
         for name, run in runs.items():
+            PROFILE.name = name if args.profile else ""
             seconds, peak = run()
             own = flops if "16" not in name else step_flops(config, args.tokens // 16) * 16
             figures[name] = {
@@ -115,7 +119,34 @@ def timed(step: Callable[[], object], device: torch.device) -> tuple[float, int]
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
+    if PROFILE.name:
+        PROFILE.show(step)
     return statistics.median(seconds[WARM_UP:]), torch.cuda.max_memory_allocated() if cuda else 0
+
+
+class Profile:
+    """Prints what the kernels of one step take, the most expensive first."""
+
+    name = ""
+
+    def show(self, step: Callable[[], object]) -> None:
+        """Of one more step."""
+        kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=kinds) as profile:
+            step()
+            torch.cuda.synchronize()
+        rows: dict[str, list[float]] = {}
+        for event in profile.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                row = rows.setdefault(event.name, [0.0, 0])
+                row[0] += event.self_device_time_total / 1000
+                row[1] += 1
+        print(f"\n{self.name}: {sum(ms for ms, _ in rows.values()):.1f} ms of kernels")
+        for kernel, (ms, count) in sorted(rows.items(), key=lambda item: -item[1][0])[:45]:
+            print(f"{ms:9.2f} ms {count:6.0f}  {kernel[:150]}")
+
+
+PROFILE = Profile()
 
 
 def plain_loop(path: Path, tokens: int, device: torch.device) -> tuple[float, int]:
@@ -136,24 +167,50 @@ def plain_loop(path: Path, tokens: int, device: torch.device) -> tuple[float, in
     return timed(step, device)
 
 
-def trainer_step(
-    path: Path, tokens: int, rows: int, device: torch.device, *, recompute: bool = False, compiled: bool = False
-) -> tuple[float, int]:
-    """GRPO's step on ``rows`` packed rows of equal length."""
-    with tempfile.NamedTemporaryFile() as meeting:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{meeting.name}-group", rank=0, world_size=1)
-        try:
-            options = TrainingOptions(use_dynamic_batch_size=True, max_tokens_per_gpu=tokens, lr=1e-6)
-            chosen = FsdpOptions(gradient_checkpointing=recompute, compile=compiled)
-            config = Config.of(options, chosen, ClusterOptions(device=device.type))
-            trained = FsdpBackend(config)
-            trained.setup(ModelSpec(checkpoint=path, train_steps=1000))
-            trainer = Trainer(config, trained, PolicyLoss(config), Grpo(config))
-            batch = random_batch(tokens, rows)
-            return timed(lambda: trainer.train(batch), device)
-        finally:
-            dist.destroy_process_group()
+@dataclass(frozen=True)
+class Step:
+    """GRPO's step on ``rows`` packed rows of equal length, by one of the backends; called, it gives :func:`timed`'s result."""
+
+    path: Path
+    tokens: int
+    rows: int
+    device: torch.device
+    backend: str
+    recompute: bool
+    compiled: bool
+
+    def __call__(self) -> tuple[float, int]:
+        device = self.device
+        with tempfile.NamedTemporaryFile() as meeting:
+            group = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(group, init_method=f"file://{meeting.name}-group", rank=0, world_size=1)
+            try:
+                training = TrainingOptions(use_dynamic_batch_size=True, max_tokens_per_gpu=self.tokens, lr=1e-6)
+                config = Config.of(training, self._options(), ClusterOptions(device=device.type))
+                backend = FsdpBackend(config) if self.backend == "fsdp" else _megatron(config)
+                backend.setup(ModelSpec(checkpoint=self.path, train_steps=1000))
+                trainer = Trainer(config, backend, PolicyLoss(config), Grpo(config))
+                batch = random_batch(self.tokens, self.rows)
+                try:
+                    return timed(lambda: trainer.train(batch), device)
+                finally:
+                    backend.close()
+            finally:
+                dist.destroy_process_group()
+
+    def _options(self) -> object:
+        if self.backend == "fsdp":
+            return FsdpOptions(gradient_checkpointing=self.recompute, compile=self.compiled)
+        from miles_megatron.options import MegatronOptions
+
+        whole = "full" if self.recompute else None
+        return MegatronOptions(recompute_granularity=whole, compile=self.compiled, check_log_probs=False)
+
+
+def _megatron(config: Config) -> Any:
+    from miles_megatron.backend import MegatronBackend
+
+    return MegatronBackend(config)
 
 
 def random_batch(tokens: int, rows: int) -> RankBatch:

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("miles-core", "torch", "ray", "transformers", "numpy", "aiohttp", "math-verify", "sympy")
+LIBRARIES = (
+    *("miles-core", "torch", "ray", "transformers", "numpy", "aiohttp", "math-verify", "sympy"),
+    *("megatron-core", "sglang", "flash-attn-4", "triton"),
+)
 
 
 def save(name: str, figures: dict[str, Any], notes: str = "", folder: Path | None = None) -> Path:

@@ -16,7 +16,7 @@ from miles_core.protocols.backend import Parallel
 tiny = helpers.shared()
 ROWS = tiny.samples(8)
 CASES: dict[int, dict[str, dict[str, Any]]] = {
-    1: {"DP1": {}},
+    1: {"one GPU": {}, "one GPU compiled": {"compile": True}, "one GPU recomputing": {"recompute_granularity": "full"}},
     2: {"DP2": {}, "TP2": TP, "TP2 SP": SP, "PP2": PP, "CP2": CP},
 }
 
