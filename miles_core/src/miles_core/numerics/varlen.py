@@ -38,6 +38,8 @@ def runs_there(device: torch.device, compute: torch.dtype) -> bool:
     return device.type == "cuda" and compute in HALF and has_kernel()
 
 
+# Kernels of FlashAttention 4 are made at run time, by Python that a compiler cannot look into.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def variable_length(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -61,7 +63,7 @@ def variable_length(
         ``[T, heads, D]``.
     """
     if query.shape[-1] in _FLASH4_DIMS and (kernel := _flash4(query.device)) is not None:
-        return _by_flash4(kernel, query, key, value, bounds, longest, scale, window)  # type: ignore[no-any-return]
+        return _by_flash4(kernel, query, key, value, bounds, longest, scale, window)
     further: dict[str, Any] = {}
     if query.shape[1] != key.shape[1]:
         if GROUPS_HEADS:
@@ -75,8 +77,6 @@ def variable_length(
     )
 
 
-# Its kernels are made at run time, by Python that a compiler cannot look into.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _by_flash4(
     kernel: Any,
     query: torch.Tensor,
