@@ -14,9 +14,22 @@ import torch
 from miles_core.errors import UsageError
 
 
+PROGRAMS = 64
+"""Versions of one function's code that may be compiled."""
+
+
+def allow_programs() -> None:
+    """Let a function have :data:`PROGRAMS` versions: shapes, passes with and without gradients and further models take one each.
+
+    After 8, PyTorch's default, all further ones would run uncompiled.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+
+
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled once for tensors of any length."""
+    allow_programs()
     return torch.compile(function, dynamic=True)
 
 

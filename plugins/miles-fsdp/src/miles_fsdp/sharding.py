@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from miles_core.numerics.compiler import allow_programs
 from miles_fsdp import value_head
 from miles_fsdp.checks import REPLICATE, misfit
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from miles_fsdp.policy import Policy
-
-PROGRAMS = 64
-"""Versions of one layer's code that may be compiled."""
 
 
 def shard_mesh(device: str, replicas: int) -> DeviceMesh:
@@ -67,9 +65,7 @@ def prepare(blocks: list[nn.Module], *, recompute: bool, compiled: bool) -> None
         compiled: compile it, once for micro-batches of any length.
     """
     if compiled:
-        # Kinds of layers, passes with and without gradients, and further models take a program each; after 8, the default, all
-        # further ones would run uncompiled.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+        allow_programs()
     for block in blocks:
         forward = torch.compile(block.forward, dynamic=True) if compiled else block.forward
         if recompute:
