@@ -65,7 +65,7 @@ class Packings(dict[int, Packing | None]):
 
     Attributes:
         current: the number that a layer's attention got last.
-        angles: rotary angles of a micro-batch's tokens, ``[T, B, 1, D]`` in float32, by its number.
+        angles: cosines and sines of a micro-batch's rotary angles, ``[2, T, B, 1, D]`` in float32, by its number.
     """
 
     current = 0

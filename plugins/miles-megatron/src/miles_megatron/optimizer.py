@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from miles_core.config import TrainingOptions
 from miles_core.training.schedule import learning_rate
@@ -42,6 +42,7 @@ class Optimizer:
         self._options = config.get(TrainingOptions)
         self._train_steps = train_steps
         self._chunks = list(chunks)
+        self._device = next(chunks[0].parameters()).device
         settings = OptimizerConfig(
             optimizer=self.kind,
             lr=self._options.lr,
@@ -80,17 +81,34 @@ class Optimizer:
         for group in self.inner.param_groups:
             group["lr"], group["weight_decay"] = rate, self._options.weight_decay
         self.inner.prepare_grads()
-        norm = float(self.inner.get_grad_norm())
+        norm = self._norm()
         if not math.isfinite(norm):
             return norm, rate, True
-        if self._options.clip_grad > 0:
-            for each in self.parts:
-                parameters = each.get_parameters()
-                if parameters:
-                    clip_grad_by_total_norm_fp32(parameters, max_norm=self._options.clip_grad, total_norm=norm)
+        limit = self._options.clip_grad
+        if limit > 0 and norm > limit:
+            gradients = [param.grad for each in self.parts for param in each.get_parameters() if param.grad is not None]
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
         self.inner.step_with_ready_grads()
         self.finished += 1
         return norm, rate, False
+
+    def _norm(self) -> float:
+        """The 2-norm of all gradients, each counted once: fp32 within a tensor, fp64 over tensors and ranks. Collective.
+
+        megatron-core's own waits for the device once a tensor where no library brings a kernel.
+        """
+        whole = torch.zeros((), dtype=torch.float64, device=self._device)
+        # Ranks without a share of the experts, or of the rest, take part in the sum nevertheless.
+        for each in self._chained:
+            # The name changed with megatron-core 0.19.
+            take = getattr(each, "get_grads_for_grad_norm", None) or each.get_main_grads_for_grad_norm
+            gradients = take()
+            square = torch.zeros_like(whole)
+            if gradients:
+                square += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+            dist.all_reduce(square, group=each.get_grad_stats_parallel_group())
+            whole += square
+        return float(whole.sqrt())
 
     def reset(self) -> None:
         """Back to the state before the first step, in place; :attr:`finished`, which the schedule goes by, stays."""
@@ -113,8 +131,11 @@ class Optimizer:
     @property
     def parts(self) -> list[Any]:
         """megatron-core's optimizers of this rank: one of the experts', if there are any, and one of the rest."""
-        parts = getattr(self.inner, "chained_optimizers", [self.inner])
-        return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
+        return [part for part in self._chained if not getattr(part, "is_stub_optimizer", False)]
+
+    @property
+    def _chained(self) -> list[Any]:
+        return list(getattr(self.inner, "chained_optimizers", [self.inner]))
 
     def _state(self) -> list[torch.Tensor]:
         entries = [entry for part in self.parts for entry in part.optimizer.state.values()]

@@ -28,7 +28,7 @@ class Positions(torch.nn.Module):
         """Nothing for the layers to do."""
 
     def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """Angles of tokens ``[B, T]``, ``[T, B, 1, D]`` in float32."""
+        """Cosines and sines of the angles of tokens ``[B, T]``, ``[2, T, B, 1, D]`` in float32."""
         (counted,) = self._counted
         frequencies = counted.inv_freq = counted.inv_freq.to(position_ids.device)
         positions = position_ids.T.float()
@@ -37,7 +37,7 @@ class Positions(torch.nn.Module):
         angles = positions[..., None] * frequencies
         pairs = (angles, angles)
         whole = torch.stack(pairs, -1).flatten(-2) if counted.rotary_interleaved else torch.cat(pairs, -1)
-        return whole[:, :, None]
+        return torch.stack((whole.cos(), whole.sin()))[..., None, :]
 
 
 def rotated(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool, *, fused: bool = False) -> torch.Tensor:
@@ -45,7 +45,7 @@ def rotated(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool, *, fus
 
     Args:
         heads: ``[T, B, heads, D]``.
-        angles: ``[T, B, 1, R]``; what a head has behind its first R numbers stays as it is.
+        angles: their cosines and sines, ``[2, T, B, 1, R]``; what a head has behind its first R numbers stays as it is.
         interleaved: whether pairs are neighbours, and not halves.
         fused: run by ``torch.compile``, which reads the heads once.
     """
@@ -60,5 +60,6 @@ def _rotated(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> to
     else:
         first, second = turned.chunk(2, -1)
         other = torch.cat((-second, first), -1)
-    turned = turned * angles.cos().to(heads.dtype) + other * angles.sin().to(heads.dtype)
+    cosines, sines = angles.to(heads.dtype)
+    turned = turned * cosines + other * sines
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
