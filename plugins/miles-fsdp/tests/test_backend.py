@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from miles_core.errors import RunError, UsageError
-from miles_core.hf import folder
+from miles_core.hf import folder, register_families
 from miles_core.protocols.backend import OutputRequest
 from miles_fsdp.options import FsdpOptions
 
@@ -212,6 +213,25 @@ def test_an_exported_directory_loads_in_transformers(tiny, checkpoints, tmp_path
     assert torch.allclose(tiny.reference(target, chosen)[1], wanted, atol=1e-5)
     if model == "qwen3":
         assert AutoTokenizer.from_pretrained(target).encode("abc") == [65, 66, 67]
+
+
+def test_tensors_that_are_no_parameters_are_carried(tiny, tmp_path):
+    """The layers of multi-token prediction, which transformers' class leaves out."""
+    register_families()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("mimo", vocab_size=tiny.VOCABULARY, num_hidden_layers=2, num_nextn_predict_layers=1, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mimo")
+    tensors = load_file(tmp_path / "mimo" / "model.safetensors")
+    ahead = {"model.mtp_layers.0.input_proj.weight": torch.randn(32, 64)}
+    save_file({**tensors, **ahead}, tmp_path / "mimo" / "model.safetensors", {"format": "pt"})
+    backend = tiny.make_backend(tmp_path / "mimo", lr=1e-2, lr_warmup_iters=0)
+    backend.train_step([tiny.micro_batch(tiny.samples(4))], tiny.REQUEST, tiny.loss)
+    backend.export_hf(tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == {*tensors, *ahead}
+    assert torch.equal(written[next(iter(ahead))], next(iter(ahead.values())))
+    assert not torch.equal(written["model.norm.weight"], tensors["model.norm.weight"])
+    assert {name for name, _ in backend.export_weights()} == tensors.keys()
 
 
 @pytest.mark.parametrize("to_host", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,36 @@ def write_checkpoints(root: Path) -> None:
         for param in other.parameters():
             param.mul_(1.1)
     other.save_pretrained(root / "other")
+
+
+def write_mimo(root: Path) -> None:
+    """``mimo``: four layers and two of multi-token prediction; ``mimo_tied``: tied, two layers and one."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    further = {"initializer_range": 0.2, "vocab_size": shared().VOCABULARY, "max_position_embeddings": 128}
+    for name, layers, ahead in (("mimo", 4, 2), ("mimo_tied", 2, 1)):
+        config = Qwen2Config(num_hidden_layers=layers, tie_word_embeddings=name == "mimo_tied", **sizes, **further)
+        model = Qwen2ForCausalLM(config)
+        donor = model.model.layers[0].state_dict()
+        model.save_pretrained(root / name)
+        tensors = load_file(root / name / "model.safetensors")
+        with torch.no_grad():
+            tensors |= {key: torch.randn_like(tensor) for key, tensor in tensors.items() if key.endswith("bias")}
+        for number in range(ahead):
+            prefix = f"model.mtp_layers.{number}."
+            tensors |= {prefix + key: torch.randn_like(tensor) * 0.2 for key, tensor in donor.items()}
+            norms = ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_layernorm", "post_attention_layernorm")
+            tensors |= {f"{prefix}{norm}.weight": 1 + 0.2 * torch.randn(32) for norm in norms}
+            tensors[f"{prefix}input_proj.weight"] = torch.randn(32, 64) * 0.2
+        save_file(tensors, root / name / "model.safetensors", {"format": "pt"})
+        file = root / name / "config.json"
+        said = json.loads(file.read_text())
+        said |= {"model_type": "mimo", "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": ahead}
+        file.write_text(json.dumps(said))
 
 
 def make_backend(
@@ -100,3 +131,39 @@ SPLITS: dict[str, tuple[str, dict[str, Any]]] = {
     "PP2 recomputed": ("qwen3", {**PP, "recompute_granularity": "full", "recompute_method": "block"}),
 }
 """Checkpoint and options by name."""
+
+MTP_SPLITS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
+    "DP2": ("mimo", {}, {}, 2),
+    "DP2 tied": ("mimo_tied", {"overlap_grad_reduce": True}, {}, 3),
+    "TP2": ("mimo", TP, {}, 1),
+    "TP2 chunks": ("mimo_tied", TP, {"log_probs_chunk_size": 3}, 3),
+    "TP2 SP": ("mimo", {**SP, "recompute_granularity": "full", "recompute_method": "block"}, {}, 3),
+    "TP2 SP padded": ("mimo_tied", SP, {"qkv_format": "bshd"}, 2),
+    "PP2": ("mimo", PP, {}, 2),
+    "PP2 tied": ("mimo_tied", PP, {}, 8),
+    "PP2 virtual": ("mimo", {**PP, "virtual_stages": 2}, {}, 3),
+    "CP2": ("mimo", CP, {}, 3),
+}
+"""Checkpoint, options, options of training and micro-batches by name."""
+
+
+def mtp_samples() -> list[Any]:
+    """Eight samples, of which one has two tokens, too few to predict one further ahead, and one is longer than the others."""
+    longest = list(range(20, 45)), 9, [0.1 * i for i in range(9)]
+    return [*shared().samples(6, seed=4), ([7, 8], 1, [0.4]), longest]
+
+
+def mtp_mask(tokens: list[int], response: int) -> list[float]:
+    """The loss mask of a sample: every fifth token has none."""
+    return [float(token % 5 != 0) for token in tokens[-response:]]
+
+
+def mtp_batch(chosen: list[Any], layout: str = "thd", mask: float = 1.0) -> Any:
+    """A micro-batch with loss masks, and a packed one with padding."""
+    import dataclasses
+
+    import torch
+
+    batch = shared().micro_batch(chosen, layout, padding=3 if layout == "thd" else 0)
+    masks = torch.tensor([mask * each for tokens, response, _ in chosen for each in mtp_mask(tokens, response)])
+    return dataclasses.replace(batch, data={**batch.data, "mask": masks})

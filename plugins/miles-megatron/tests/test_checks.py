@@ -24,6 +24,8 @@ DENSE = {
 }
 EXPERTS = {**DENSE, "model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 
+AHEAD = {**DENSE, "model_type": "mimo", "num_nextn_predict_layers": 2}
+
 
 @pytest.fixture
 def found(tmp_path: Path):
@@ -96,9 +98,8 @@ def test_sizes_that_fit_neither_run_nor_model(found, options, said):
         ({"recompute_granularity": "full", "recompute_num_layers": 0}, "--recompute-num-layers is 0"),
         ({"recompute_modules": ["mlp"]}, "--recompute-modules has no effect"),
         ({"train_memory_margin_bytes": -1}, "--train-memory-margin-bytes is -1"),
-        ({"enable_mtp_training": True}, "--enable-mtp-training has nothing to train"),
-        ({"mtp_num_layers": 1}, "--mtp-num-layers has nothing to train"),
-        ({"mtp_loss_scaling_factor": 0.5}, "--mtp-loss-scaling-factor has nothing to train"),
+        ({"mtp_num_layers": 1}, "--mtp-num-layers has no effect"),
+        ({"mtp_loss_scaling_factor": 0.5}, "--mtp-loss-scaling-factor has no effect"),
         ({"megatron_to_hf_mode": "bridge"}, "--megatron-to-hf-mode bridge cannot be used"),
         ({"tensor_model_parallel_size": 2, "model": EXPERTS}, "set --sequence-parallel"),
     ],
@@ -107,6 +108,34 @@ def test_options_that_contradict_each_other(found, options, said):
     (error,) = found(**options)
     assert error.startswith("M551 miles-megatron: ")
     assert said in error
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ({"model": DENSE}, "M570", "has no layers of multi-token prediction"),
+        ({"model": {**AHEAD, "num_nextn_predict_layers": 0}}, "M570", "has no layers of multi-token prediction"),
+        (
+            {"mtp_num_layers": 3},
+            "M571",
+            "has 2 of these layers, of which the first so many are trained. Do: leave it out, or give 1 to 2",
+        ),
+        ({"mtp_num_layers": 0}, "M571", "--mtp-num-layers is 0"),
+        ({"mtp_loss_scaling_factor": 0.0}, "M571", "--mtp-loss-scaling-factor is 0: it is the weight of a loss"),
+        ({"mtp_loss_scaling_factor": float("nan")}, "M571", "--mtp-loss-scaling-factor is nan"),
+        ({"model": {**AHEAD, "model_type": "qwen2"}}, "M345", "it has multi-token-prediction layers, which are not built"),
+    ],
+)
+def test_multi_token_prediction_that_cannot_be_trained(found, options, code, said):
+    (error,) = found(enable_mtp_training=True, **{"model": AHEAD, **options})
+    assert error.startswith(f"{code} miles-megatron: ")
+    assert said in error
+
+
+def test_multi_token_prediction_that_can(found):
+    assert found(model=AHEAD) == []
+    for options in ({}, {"mtp_num_layers": 1}, {"mtp_num_layers": 2, "mtp_loss_scaling_factor": 1.5}):
+        assert found(model=AHEAD, enable_mtp_training=True, **options) == []
 
 
 def test_models_that_are_not_built(found):

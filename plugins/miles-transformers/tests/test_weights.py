@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from miles_core.errors import MilesError
 from miles_core.protocols.engine import TensorEntry, WeightBucket
@@ -90,6 +90,19 @@ def test_tied_weights_may_come_under_either_name_or_both(serve, checkpoint, publ
     other["lm_head.weight"] = other.pop("model.embed_tokens.weight")
     publish(served.engine, 2, other)
     assert served.engine.weight_digests()["model.embed_tokens.weight"] == digest(weights["model.embed_tokens.weight"])
+
+
+def test_tensors_that_the_models_class_leaves_out_are_taken_and_left_out(serve, checkpoint, publish, monkeypatch):
+    weights = load_file(checkpoint("qwen3", seed=5) / "model.safetensors")
+    ahead = {"model.mtp_layers.0.input_proj.weight": torch.ones(2, 3)}
+    monkeypatch.setattr(Qwen3ForCausalLM, "_keys_to_ignore_on_load_unexpected", (r"^model\.mtp_layers\.",), raising=False)
+    served = serve("qwen3")
+    publish(served.engine, 1, {**weights, **ahead})
+    digests = served.engine.weight_digests()
+    assert digests["model.norm.weight"] == digest(weights["model.norm.weight"])
+    assert {name for name, found in digests.items() if not found} == ahead.keys()
+    publish(served.engine, 2, weights)
+    assert "" not in served.engine.weight_digests().values()
 
 
 def test_weights_in_another_precision_are_compared_as_served(serve, checkpoint, publish):

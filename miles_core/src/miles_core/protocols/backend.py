@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -84,11 +84,16 @@ class OutputRequest:
 
 @dataclass(frozen=True)
 class StepReport:
-    """An optimizer step. ``grad_norm`` is before clipping; a step with a non-finite norm is ``skipped``."""
+    """An optimizer step. ``grad_norm`` is before clipping; a step with a non-finite norm is ``skipped``.
+
+    ``metrics`` are further ones of the backend's own, over all ranks, which core logs as ``train/<name>``; they must be right where
+    ``computes_loss`` is true.
+    """
 
     grad_norm: float
     learning_rates: tuple[float, ...]
     skipped: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 LossCallback: TypeAlias = "Callable[[MicroBatch, ModelOutputs], torch.Tensor]"

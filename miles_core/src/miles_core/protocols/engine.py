@@ -128,6 +128,8 @@ class RolloutEngine(Protocol):
     def weight_digests(self) -> dict[str, str]:
         """SHA-256 per HF-named parameter as it is served, by :func:`miles_core.weights.digest`.
 
+        Empty for a tensor that the engine took and has no use for, such as of layers that it does not run.
+
         Weights that are sent in a wider dtype are rounded once, so the sender compares with what it sent rounded in the same way.
         """
         ...

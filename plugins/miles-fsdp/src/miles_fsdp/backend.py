@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import logging
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from miles_core.training.batch import MicroBatch, ModelOutputs
 from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, SHARED, check_packable, choose_attention
 from miles_fsdp.context import Context, Sharing, context_mesh
-from miles_fsdp.export import whole_weights
+from miles_fsdp.export import carried, whole_weights
 from miles_fsdp.model import build_empty, fill, read_config
 from miles_fsdp.optimizer import ShardedOptimizer, local
 from miles_fsdp.options import FsdpOptions
@@ -293,9 +294,12 @@ class FsdpBackend:
         self._changed = set(copies)
 
     def export_hf(self, directory: Path) -> None:
-        """Write an HF directory, whole or not at all. Collective."""
+        """Write an HF directory, whole or not at all; tensors that are no parameter's stay those of the checkpoint. Collective."""
         to_host = self._options.state_dict_cpu_offload
-        tensors = whole_weights(self._present("actor"), self._dtypes, self.device)
+        actor = self._present("actor")
+        tensors = whole_weights(actor, self._dtypes, self.device)
+        if not self._spec.value_head:
+            tensors = itertools.chain(tensors, carried(actor, self._spec.weights or self._spec.checkpoint))
         finish = value_head.describe if self._spec.value_head else None
         write_hf(directory, self._spec.checkpoint, tensors, to_host=to_host, finish=finish)
 

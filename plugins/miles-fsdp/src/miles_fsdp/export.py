@@ -6,21 +6,33 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from miles_core.hf import HfWeights
 from miles_fsdp import value_head
 from miles_fsdp.conversion import is_converted, to_checkpoint
-from miles_fsdp.model import parameter_names
+from miles_fsdp.model import left_out, parameter_names
 from miles_fsdp.optimizer import local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import nn
 
     from miles_fsdp.policy import Policy
 
 _LAYER = re.compile(r"\.\d+\.")
+
+
+def carried(policy: Policy, source: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a checkpoint has besides the model's parameters, unchanged; on rank 0, which alone writes."""
+    if dist.get_rank() == 0:
+        weights = HfWeights(source)
+        for name in left_out(policy.model, weights):
+            yield name, weights.read(name)
+        weights.close()
 
 
 def whole_weights(policy: Policy, dtypes: dict[str, torch.dtype], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:

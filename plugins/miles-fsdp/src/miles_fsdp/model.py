@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from miles_core.errors import UsageError
+from miles_core.hf import register_families
 from miles_core.numerics.model import make_invariant
 from miles_fsdp import value_head
 from miles_fsdp.attention import INVARIANT, PACKED, SHARED
@@ -37,6 +38,7 @@ def read_config(directory: Path) -> Any:
     Raises:
         UsageError: ``directory`` has none that transformers understands (M340).
     """
+    register_families()
     try:
         return AutoConfig.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError, KeyError) as cause:
@@ -196,9 +198,8 @@ def check_names(model: nn.Module, weights: HfWeights) -> None:
     absent = {name for name, aliases in names.items() if not any(alias in weights.tensors for alias in aliases)}
     optional = set(value_head.NAMES) if value_head.of(model) is not None else set()
     missing = [name for name in names if name in absent - optional]
-    patterns = *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$"
-    ignored = [re.compile(pattern) for pattern in patterns]
-    unexpected = [name for name in weights.tensors if name not in known and not any(p.search(name) for p in ignored)]
+    ignored = set(left_out(model, weights))
+    unexpected = [n for n in weights.tensors if n not in known and n not in ignored and not n.endswith("rotary_emb.inv_freq")]
     if missing or unexpected:
         parts = [
             f"{len(found)} {kind} ({_few(found)})" for kind, found in (("missing", missing), ("unexpected", unexpected)) if found
@@ -225,6 +226,13 @@ def check_names(model: nn.Module, weights: HfWeights) -> None:
                 why="config and weights are of different models",
                 fix="give a checkpoint whose config.json belongs to its weights",
             )
+
+
+def left_out(model: nn.Module, weights: HfWeights) -> list[str]:
+    """Tensors of a checkpoint that transformers' class knows of and has no parameters for, such as multi-token prediction."""
+    patterns = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    known = model.state_dict().keys()
+    return [name for name in weights.tensors if name not in known and any(pattern.search(name) for pattern in patterns)]
 
 
 def _few(names: list[str], limit: int = 5) -> str:

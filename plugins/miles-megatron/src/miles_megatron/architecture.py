@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 OWNER = "miles-megatron"
+MTP_LAYERS = "num_nextn_predict_layers"
+"""Entry of a config: layers of multi-token prediction."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,18 @@ class Family:
         qkv_bias: whether query, key and value have biases.
         qk_norm: whether queries and keys are normalised per head.
         experts: whether layers may be mixtures of experts.
+        mtp: whether there may be layers of multi-token prediction.
     """
 
     qkv_bias: bool = False
     qk_norm: bool = False
     experts: bool = False
+    mtp: bool = False
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
+    "mimo": Family(qkv_bias=True, mtp=True),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm=True),
     "qwen3_moe": Family(qk_norm=True, experts=True),
@@ -55,6 +60,7 @@ class Architecture:
         expert_ffn: hidden units of an expert.
         renormalises: whether the weights of a token's experts add up to 1.
         sparse: for each layer, whether it is a mixture of experts.
+        mtp_layers: of multi-token prediction, behind the others.
         vocab_multiple: the vocabulary is padded to a multiple of this times the tensor-parallel size.
     """
 
@@ -79,6 +85,7 @@ class Architecture:
     expert_ffn: int = 0
     renormalises: bool = True
     sparse: tuple[bool, ...] = ()
+    mtp_layers: int = 0
     vocab_multiple: int = 128
 
     def padded_vocab(self, ranks: int) -> int:
@@ -135,6 +142,7 @@ def architecture(config: Mapping[str, Any], name: str | None = None, vocab_multi
         expert_ffn=_size(kind, config, "moe_intermediate_size") if experts else 0,
         renormalises=bool(config.get("norm_topk_prob", False)),
         sparse=tuple(_is_sparse(config, layer) for layer in range(layers)) if experts else (False,) * layers,
+        mtp_layers=_size(kind, config, MTP_LAYERS) if config.get(MTP_LAYERS) else 0,
         vocab_multiple=vocab_multiple,
     )
 
@@ -149,7 +157,7 @@ def _check_parts(kind: str, config: Mapping[str, Any]) -> None:
         raise _unsupported(kind, "its MLPs have biases, which are not built", fix)
     if config.get("attention_bias") and not FAMILIES[kind].qkv_bias:
         raise _unsupported(kind, "its attention's output has a bias, which is not built", fix)
-    if config.get("num_nextn_predict_layers") or config.get("mtp_num_layers"):
+    if (config.get(MTP_LAYERS) and not FAMILIES[kind].mtp) or config.get("mtp_num_layers"):
         raise _unsupported(kind, "it has multi-token-prediction layers, which are not built", fix)
 
 

@@ -20,6 +20,7 @@ from miles_megatron import checkpoints, mapping
 from miles_megatron.build import Model, build, precision, wrapped
 from miles_megatron.comparison import compare
 from miles_megatron.copies import Copies
+from miles_megatron.mtp import MtpLoss
 from miles_megatron.optimizer import Optimizer
 from miles_megatron.options import MegatronOptions
 from miles_megatron.parallel import OWNER, is_last_stage, place, set_up
@@ -140,10 +141,17 @@ class MegatronBackend:
         self._check_present("actor")
         model = self._models["actor"]
         self._optimizer.begin()
+        ahead = None
+        if model.mtp_layers:
+            if self._options.pipeline_model_parallel_size > 1:
+                # The first stage gives the last one its embedding.
+                self._settle()
+            ahead = MtpLoss(model.policy, model.mtp_layers, self._options.mtp_loss_scaling_factor, request.chunk_size)
         with self._replays.during("actor", model.policy, micro_batches, request) as replay:
-            Pass(model.policy, self._wrapped, request, replay).train(micro_batches, loss)
+            Pass(model.policy, self._wrapped, request, replay, ahead).train(micro_batches, loss)
         norm, rate, skipped = self._optimizer.step()
-        return StepReport(grad_norm=norm, learning_rates=(rate,), skipped=skipped)
+        metrics = {} if ahead is None else ahead.metrics()
+        return StepReport(grad_norm=norm, learning_rates=(rate,), skipped=skipped, metrics=metrics)
 
     def export_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The actor's weights, whole, under their HF names in the checkpoint's dtypes. Collective; all ranks yield."""

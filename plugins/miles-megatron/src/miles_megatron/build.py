@@ -23,6 +23,7 @@ from miles_core.errors import UsageError
 from miles_core.plugins.adhoc import load_function
 from miles_megatron import models, value_head
 from miles_megatron.attention import PackedAttention
+from miles_megatron.models import mtp
 from miles_megatron.options import MegatronOptions
 from miles_megatron.parallel import OWNER
 from miles_megatron.policy import Policy
@@ -46,11 +47,13 @@ class Model:
         chunks: ``GPTModel``, one for each virtual pipeline stage of this rank.
         architecture: what its HF config says.
         policy: what it computes.
+        mtp_layers: of multi-token prediction that are trained, the first ones.
     """
 
     chunks: list[Any]
     architecture: Any
     policy: Policy
+    mtp_layers: int = 0
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Of all chunks."""
@@ -99,18 +102,31 @@ def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: 
             **_recomputation(options),
         )
     )
+    if trainable and not critic:
+        # Other models neither train nor export them.
+        models.add_mtp_layers(chunks, architecture, PackedAttention)
+    trained = _trained_mtp_layers(architecture, options) if trainable and not critic else 0
     if critic:
         value_head.install(chunks, config.get(TrainingOptions).seed)
     for chunk in chunks:
         _mark_shared(chunk)
         chunk.to(device)
         chunk.requires_grad_(trainable)
+        for layer in mtp.of(chunk)[trained:]:
+            layer.requires_grad_(False)
         # Rows are of any length, except between interleaved stages, and nothing is divided by micro-batches, ranks or tokens.
         chunk.config.variable_seq_lengths = len(chunks) == 1
         chunk.config.calculate_per_token_loss = True
         chunk.config.batch_p2p_comm = device.type == "cuda"
         chunk.config.overlap_p2p_comm = False
-    return Model(chunks, architecture, Policy(chunks, architecture.vocab_size, compute=compute, compiled=options.compile))
+    policy = Policy(chunks, architecture.vocab_size, compute=compute, compiled=options.compile)
+    return Model(chunks, architecture, policy, trained)
+
+
+def _trained_mtp_layers(architecture: models.Architecture, options: MegatronOptions) -> int:
+    if not options.enable_mtp_training:
+        return 0
+    return architecture.mtp_layers if options.mtp_num_layers is None else options.mtp_num_layers
 
 
 def _mark_shared(chunk: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ VIRTUAL = "--num-virtual-stages-per-pipeline-rank"
 CONTEXT = "--context-parallel-size"
 EXPERT = "--expert-model-parallel-size"
 EXPERT_TENSOR = "--expert-tensor-parallel-size"
+MTP_TRAINING = "--enable-mtp-training"
+MTP_LAYERS = "--mtp-num-layers"
+MTP_FACTOR = "--mtp-loss-scaling-factor"
 MODELS = (
     ("--hf-checkpoint", RolloutOptions, "hf_checkpoint"),
     ("--ref-load", AlgorithmOptions, "ref_load"),
@@ -36,12 +40,14 @@ MODELS = (
 def problems(config: Config) -> Iterator[UsageError]:
     """Why the run cannot be as its options say.
 
-    Sizes (M550), contradictions (M551), models that are not built (M345), checkpoints that are not the model's (M342, M343).
+    Sizes (M550), contradictions (M551), models that are not built (M345), checkpoints that are not the model's (M342, M343), layers
+    of multi-token prediction that are not there (M570), and their options (M571).
     """
     options = config.peek(MegatronOptions)
     wrong = list(_below_one(options))
     yield from wrong
     yield from _contradictions(config, options)
+    yield from _mtp(config, options)
     if wrong:
         return
     yield from _world(config, options)
@@ -108,21 +114,42 @@ def _contradictions(config: Config, options: MegatronOptions) -> Iterator[UsageE
     if options.recompute_num_layers is not None and options.recompute_num_layers < 1:
         why = "it is a number of layers"
         yield _contradiction(f"--recompute-num-layers is {options.recompute_num_layers}", why, "give 1 or more")
-    given = {
-        "--enable-mtp-training": options.enable_mtp_training,
-        "--mtp-num-layers": options.mtp_num_layers is not None,
-        "--mtp-loss-scaling-factor": options.mtp_loss_scaling_factor != type(options).mtp_loss_scaling_factor,
-    }
-    flag = next((flag for flag, changed in given.items() if changed), None)
-    if flag is not None:
-        why = "none of the models that the backend builds has multi-token-prediction layers"
-        yield _contradiction(f"{flag} has nothing to train", why, "leave it out")
     if options.megatron_to_hf_mode == "bridge":
         why = "weights go by this package's tables, and a conversion by megatron-bridge is not built in"
         yield _contradiction("--megatron-to-hf-mode bridge cannot be used", why, "leave it out, or set it to raw")
     if options.train_memory_margin_bytes < 0:
         what = f"--train-memory-margin-bytes is {options.train_memory_margin_bytes}"
         yield _contradiction(what, "it is a number of bytes", "give 0 or more")
+
+
+def _mtp(config: Config, options: MegatronOptions) -> Iterator[UsageError]:
+    """What is wrong with multi-token prediction."""
+    number, factor = options.mtp_num_layers, options.mtp_loss_scaling_factor
+    if not options.enable_mtp_training:
+        given = {MTP_LAYERS: number is not None, MTP_FACTOR: factor != type(options).mtp_loss_scaling_factor}
+        for flag in (flag for flag, changed in given.items() if changed):
+            why = "layers of multi-token prediction are not trained, and stay as they are in the checkpoint"
+            yield _contradiction(f"{flag} has no effect", why, f"set {MTP_TRAINING}, or leave it out")
+        return
+    if not 0 < factor < math.inf:
+        why = "it is the weight of a loss"
+        yield UsageError("M571", f"{MTP_FACTOR} is {factor:g}", owner=OWNER, why=why, fix="give a number above 0")
+    folder = config.peek(RolloutOptions).hf_checkpoint
+    said = None if folder is None else _said(Path(folder).expanduser())
+    if said is None:
+        return
+    try:
+        there = architecture(said, options.model_name).mtp_layers
+    except UsageError:
+        # Said of the model itself.
+        return
+    if not there:
+        what, why = f"{MTP_TRAINING} has nothing to train", f"{folder} has no layers of multi-token prediction"
+        yield UsageError("M570", what, owner=OWNER, why=why, fix="leave it out, or give a model that has some, such as MiMo")
+    elif number is not None and not 0 < number <= there:
+        why = f"{folder} has {there} of these layers, of which the first so many are trained"
+        fix = "leave it out, or give 1" + (f" to {there}" if there > 1 else "")
+        yield UsageError("M571", f"{MTP_LAYERS} is {number}", owner=OWNER, why=why, fix=fix)
 
 
 def _world(config: Config, options: MegatronOptions) -> Iterator[UsageError]:

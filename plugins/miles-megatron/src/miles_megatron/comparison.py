@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from miles_core.accelerator.device import accelerator_of
 from miles_core.errors import UsageError
+from miles_core.hf import register_families
 from miles_core.protocols.backend import OutputRequest
 from miles_core.training.batch import MicroBatch
 from miles_megatron.parallel import OWNER, is_last_stage, place
@@ -112,6 +113,7 @@ def _of_transformers(
 def _config(checkpoint: Path, family: str) -> PretrainedConfig:
     """As transformers reads it; of a type that it does not know, as if it were one of the family."""
     said = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    register_families()
     if said.get("model_type") in CONFIG_MAPPING:
         return AutoConfig.from_pretrained(str(checkpoint), local_files_only=True)
     return AutoConfig.for_model(**{**said, "model_type": family})

@@ -20,7 +20,8 @@ ADAM = ("exp_avg", "exp_avg_sq")
 class Moments:
     """Reads and writes what an optimizer keeps of a parameter, as float32 tensors of this rank's whole parameter.
 
-    The distributed optimizer keeps a stretch of the flattened parameter on each data-parallel rank.
+    The distributed optimizer keeps a stretch of the flattened parameter on each data-parallel rank. A parameter that is not trained
+    is its own master, and its moments are zeros, so that a later run may train it.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -47,7 +48,9 @@ class Moments:
 
     def whole(self, field: str, param: torch.nn.Parameter) -> torch.Tensor:
         """A field of a parameter. Collective among its data-parallel ranks."""
-        part = self._owner[param]
+        part = self._owner.get(param)
+        if part is None:
+            return param.detach().float() if field == MASTER else torch.zeros_like(param, dtype=torch.float32)
         if not isinstance(part, DistributedOptimizer):
             return self._held(part, field, _main(param)).detach().float().view(param.shape)
         flat = torch.zeros(param.numel(), dtype=torch.float32, device=param.device)
@@ -78,9 +81,11 @@ class Moments:
     @torch.no_grad()
     def put(self, field: str, param: torch.nn.Parameter, tensor: torch.Tensor) -> None:
         """Overwrite a field of a parameter; with the master weights the parameter follows."""
-        part = self._owner[param]
+        part = self._owner.get(param)
         if field == MASTER:
             param.data.copy_(tensor)
+        if part is None:
+            return
         if not isinstance(part, DistributedOptimizer):
             self._held(part, field, _main(param)).copy_(tensor.view_as(param))
             return

@@ -100,7 +100,9 @@ class MegatronOptions:
         False, flag="--enable-mtp-training", help="Train the multi-token-prediction layers along with the policy."
     )
     mtp_num_layers: int | None = option(
-        None, flag="--mtp-num-layers", help="Multi-token-prediction layers; those of the HF config when not given."
+        None,
+        flag="--mtp-num-layers",
+        help="Multi-token-prediction layers to train, from the first on; all when not given.",
     )
     mtp_loss_scaling_factor: float = option(
         0.2, flag="--mtp-loss-scaling-factor", help="Weight of the multi-token-prediction loss."

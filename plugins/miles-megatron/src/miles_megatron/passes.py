@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from miles_core.protocols.backend import LossCallback, OutputRequest
     from miles_core.training.batch import MicroBatch
+    from miles_megatron.mtp import MtpLoss
     from miles_megatron.policy import Policy
     from miles_megatron.routing import Replay
 
@@ -30,6 +31,7 @@ class Pass:
         chunks: its parts, or what wraps them.
         request: what to compute.
         replay: what records or replays the routes of a mixture of experts; None if nothing does.
+        ahead: loss of multi-token prediction that is trained along; None for none.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Pass:
         chunks: Sequence[torch.nn.Module],
         request: OutputRequest,
         replay: Replay | None = None,
+        ahead: MtpLoss | None = None,
     ) -> None:
         self._policy = policy
         self._chunks = list(chunks)
         self._request = request
         self._replay = replay
+        self._ahead = ahead
 
     def forward(self, micro_batches: Sequence[MicroBatch]) -> list[ModelOutputs]:
         """Outputs without gradients, in order, on the last stage; nothing elsewhere. Collective."""
@@ -72,7 +76,8 @@ class Pass:
             if number >= len(micro_batches):
                 given = outputs.log_probs if outputs.values is None else outputs.values
                 assert given is not None
-                return 0.0 * given.sum()
+                nothing = 0.0 * given.sum()
+                return nothing if self._ahead is None else nothing + self._ahead(hidden, rows, number)
             scalar = loss(micro_batches[number], outputs)
             if not scalar.requires_grad:
                 raise RunError(
@@ -82,14 +87,16 @@ class Pass:
                     why="the loss returned a tensor without a gradient",
                     fix="multiply masked terms by the log-probs' mask in place of leaving them out",
                 )
-            return scalar
+            return scalar if self._ahead is None else scalar + self._ahead(hidden, rows, number)
 
         self._run(micro_batches, finish, forward_only=False)
 
     def _run(
         self, micro_batches: Sequence[MicroBatch], finish: Callable[[int, torch.Tensor], torch.Tensor], *, forward_only: bool
     ) -> None:
-        self._rows = self._policy.rows(micro_batches)
+        self._rows = self._policy.rows(micro_batches, 0 if self._ahead is None else self._ahead.layers)
+        if self._ahead is not None:
+            self._ahead.begin(self._rows, len(micro_batches))
         if len(self._chunks) > 1:
             # Interleaved stages take micro-batches in groups of the pipeline's size; what fills the last group counts for nothing.
             self._rows += self._rows[:1] * (-len(self._rows) % parallel_state.get_pipeline_model_parallel_world_size())

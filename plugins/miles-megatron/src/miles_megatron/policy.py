@@ -72,13 +72,17 @@ class Policy:
         """Number of the micro-batch that a layer computes or computes anew."""
         return self._packings.current
 
-    def rows(self, batches: Sequence[MicroBatch]) -> list[Rows]:
-        """This rank's part of each micro-batch. Interleaved stages exchange tensors of one shape: all get the longest's length."""
+    def rows(self, batches: Sequence[MicroBatch], ahead: int = 0) -> list[Rows]:
+        """This rank's part of each micro-batch. Interleaved stages exchange tensors of one shape: all get the longest's length.
+
+        Args:
+            ahead: layers of multi-token prediction that run.
+        """
         lengths = [-(-batch.tokens.shape[1] // self._multiple) * self._multiple for batch in batches]
         if len(self.chunks) > 1:
             lengths = [max(lengths)] * len(lengths)
         return [
-            Rows.of(batch, length=length, context=self.context, compute=self.compute)
+            Rows.of(batch, length=length, context=self.context, compute=self.compute, ahead=ahead)
             for batch, length in zip(batches, lengths, strict=True)
         ]
 
@@ -109,34 +113,75 @@ class Policy:
         last = self.chunks[-1]
         head = value_head.of(last)
         assert request.values == (head is not None), "values are of a critic, log-probs of a policy"
-        sequence, alone = self.config.sequence_parallel, self._vocabulary is None
-        if sequence:
-            # Where each rank computes a part of the vocabulary, their gradients add up; a value head's are the same on all.
-            hidden = tensor_parallel.gather_from_sequence_parallel_region(
-                hidden, tensor_parallel_output_grad=head is None, group=self._group
-            )
-        chosen = hidden.transpose(0, 1).flatten(0, 1).index_select(0, rows.logit_index)
         if head is not None:
-            found = ModelOutputs(values=head(chosen.float())[:, 0])
+            found = ModelOutputs(values=head(self._chosen(hidden, rows.logit_index, shared=False).float())[:, 0])
         else:
-            if not sequence and not alone:
-                chosen = tensor_parallel.copy_to_tensor_model_parallel_region(chosen, group=self._group)
-            weight = _head_weight(last)
-            if self._vocabulary is None:
-                # Rows behind the vocabulary are padding.
-                weight = weight[: self._size]
-            of_logits = self._of_logits if self._vocabulary is None else self._vocabulary.token_outputs
-            found = token_outputs_from_hidden(
-                chosen, lambda part: F.linear(part, weight), rows.targets, request, entropy_grad=entropy_grad, of_logits=of_logits
-            )
+            found = self.predicted(hidden, rows.logit_index, rows.targets, head_weight(last), request, entropy_grad=entropy_grad)
         if rows.share is None or self.context is None:
             return found
         parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
         whole = {name: gathered(part, rows.share, self.context) for name, part in parts.items() if part is not None}
         return ModelOutputs(**whole)
 
+    def predicted(
+        self,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        targets: torch.Tensor,
+        weight: torch.Tensor,
+        request: OutputRequest,
+        *,
+        entropy_grad: bool,
+    ) -> ModelOutputs:
+        """Log-probs and entropy of some tokens. Collective among tensor ranks.
 
-def _head_weight(chunk: Any) -> torch.Tensor:
+        Args:
+            hidden: as :meth:`stage` gives it.
+            index: of the rank's flattened tokens, those that predict one, ``[n]``.
+            targets: the tokens that are predicted, ``[n]``.
+            weight: of the vocabulary head, this rank's part.
+            request, entropy_grad: as in :func:`miles_core.training.logprobs.token_outputs`.
+        """
+        chosen = self._chosen(hidden, index, shared=True)
+        if self._vocabulary is None:
+            # Rows behind the vocabulary are padding.
+            weight = weight[: self._size]
+        of_logits = self._of_logits if self._vocabulary is None else self._vocabulary.token_outputs
+        return token_outputs_from_hidden(
+            chosen, lambda part: F.linear(part, weight), targets, request, entropy_grad=entropy_grad, of_logits=of_logits
+        )
+
+    def _chosen(self, hidden: torch.Tensor, index: torch.Tensor, *, shared: bool) -> torch.Tensor:
+        """Hidden states ``[n, H]`` for a head; ``shared``: each tensor rank has a part of it, so that their gradients add up."""
+        sequence = self.config.sequence_parallel
+        if sequence:
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=shared, group=self._group
+            )
+        chosen = hidden.transpose(0, 1).flatten(0, 1).index_select(0, index)
+        if shared and not sequence and self._vocabulary is not None:
+            chosen = tensor_parallel.copy_to_tensor_model_parallel_region(chosen, group=self._group)
+        return chosen
+
+    def embedded(self, tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Embeddings without gradients, ``[T, B, H]``, shared out as hidden states are. Collective among tensor ranks.
+
+        Args:
+            tokens: ``[B, T]``.
+            table: the embedding, this rank's part of the vocabulary.
+        """
+        if self._vocabulary is None:
+            return F.embedding(tokens, table).transpose(0, 1).contiguous()
+        local = tokens - self._vocabulary.first
+        elsewhere = (local < 0) | (local >= len(table))
+        found = F.embedding(local.masked_fill(elsewhere, 0), table).masked_fill(elsewhere[..., None], 0.0)
+        whole = found.transpose(0, 1).contiguous()
+        if self.config.sequence_parallel:
+            return tensor_parallel.reduce_scatter_to_sequence_parallel_region(whole, group=self._group)  # type: ignore[no-any-return]
+        return tensor_parallel.reduce_from_tensor_model_parallel_region(whole, group=self._group)  # type: ignore[no-any-return]
+
+
+def head_weight(chunk: Any) -> torch.Tensor:
     """The vocabulary head's, ``[vocabulary, H]``, of this tensor-parallel rank."""
     if chunk.share_embeddings_and_output_weights:
         return chunk.shared_embedding_or_output_weight()  # type: ignore[no-any-return]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 HEAD = "lm_head.weight"
+MTP = "model.mtp_layers."
 SHOWN = 3
 
 
@@ -28,7 +29,15 @@ def shapes_of(architecture: Architecture) -> Mapping[str, Shape]:
     found: dict[str, Shape] = {"model.embed_tokens.weight": table, "model.norm.weight": (hidden,), HEAD: table}
     for number, sparse in enumerate(architecture.sparse):
         found |= {f"model.layers.{number}.{name}": shape for name, shape in _layer(architecture, sparse).items()}
-    return found
+    return {**found, **mtp_shapes(architecture)}
+
+
+def mtp_shapes(architecture: Architecture) -> Mapping[str, Shape]:
+    """The same of those of its layers of multi-token prediction."""
+    hidden = architecture.hidden
+    layer: dict[str, Shape] = {f"{name}_layernorm.weight": (hidden,) for name in ("token", "hidden", "final")}
+    layer |= {"input_proj.weight": (hidden, 2 * hidden), **_layer(architecture, sparse=False)}
+    return {f"{MTP}{number}.{name}": shape for number in range(architecture.mtp_layers) for name, shape in layer.items()}
 
 
 def value_shapes(architecture: Architecture) -> Mapping[str, Shape]:
@@ -82,11 +91,13 @@ def problems(architecture: Architecture, stored: Mapping[str, Shape], folder: Pa
         architecture: of the model.
         stored: shapes of the directory's tensors.
         folder: the directory.
-        headless: whether the vocabulary head may be missing, which a critic replaces.
+        headless: whether what critics have no use for may be missing: vocabulary head and multi-token prediction.
     """
     needed = shapes_of(architecture)
     known = {**needed, **value_shapes(architecture)}
     optional = {HEAD} if headless or architecture.tied else set()
+    if headless:
+        optional |= mtp_shapes(architecture).keys()
     if missing := sorted(needed.keys() - stored.keys() - optional):
         yield names_error(folder, f"{len(missing)} are missing ({_some(missing)})")
     if odd := sorted(name for name in stored.keys() - known.keys() if not name.endswith("rotary_emb.inv_freq")):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from miles_core.accelerator.device import accelerator, accelerator_of
 from miles_core.errors import RunError, UsageError
+from miles_core.hf import register_families
 from miles_core.numerics.model import check_place, make_invariant
 from miles_transformers.attention import install
 from miles_transformers.slots import LayerShape, SlotCache
@@ -118,6 +119,7 @@ def load_model(path: Path, device: torch.device, dtype: str, attention: str, *, 
 
     if not (path / "config.json").is_file():
         raise refuse(f"{path} is no HF checkpoint", "config.json is missing", "give the directory that save_pretrained wrote")
+    register_families()
     try:
         config = AutoConfig.from_pretrained(path)
         text = config.get_text_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class WeightStore:
     """The model's parameters under the names of a checkpoint, written in place.
 
     A checkpoint may name a tied weight once or twice; a transaction is whole when every parameter came under one of its names.
-    Buffers that checkpoints store may come too and need not.
+    Buffers that checkpoints store may come too and need not; tensors that the model's class leaves out of checkpoints are left out.
 
     Args:
         module: the model.
@@ -37,8 +38,11 @@ class WeightStore:
         self.resident = True
         self._seen: set[str] = set()
         self._unknown: list[str] = []
+        self._left_out: list[str] = []
         self._shapes: dict[Any, torch.Size] = {}
         self._views = checkpoint_views(module)
+        patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+        self._ignored = [re.compile(pattern) for pattern in patterns]
 
     def begin(self, version: int) -> None:
         """Open a transaction; one that was open and never committed is given up.
@@ -50,7 +54,7 @@ class WeightStore:
             fix = "call resume_memory(['weights']) first"
             raise MilesError("M457", f"cannot take version {version}: the weights' memory is released", owner=OWNER, fix=fix)
         self.open, self.defined = version, False
-        self._seen, self._unknown = set(), []
+        self._seen, self._unknown, self._left_out = set(), [], []
 
     def receive(self, bucket: WeightBucket) -> None:
         """Copy a bucket into the parameters. Names that the model lacks are reported at :meth:`commit`.
@@ -65,7 +69,8 @@ class WeightStore:
             for name, tensor in tensors:
                 target = self._views.get(name)
                 if target is None:
-                    self._unknown.append(name)
+                    known = any(pattern.search(name) for pattern in self._ignored)
+                    (self._left_out if known else self._unknown).append(name)
                     continue
                 if target.shape != tensor.shape:
                     raise _misfit(name, f"its shape is {list(tensor.shape)}, the engine's {list(target.shape)}")
@@ -103,8 +108,8 @@ class WeightStore:
         self.open, self.defined = None, True
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 per name."""
-        return {name: digest(view) for name, view in self._views.items()}
+        """SHA-256 per name; empty for a tensor of the last transaction that was left out."""
+        return {name: digest(view) for name, view in self._views.items()} | dict.fromkeys(self._left_out, "")
 
     def dtypes(self) -> dict[str, str]:
         """The dtype per name."""

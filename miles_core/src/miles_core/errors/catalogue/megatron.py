@@ -1,4 +1,4 @@
-"""M550 to M569: the megatron backend."""
+"""M550 to M579: the megatron backend."""
 
 from __future__ import annotations
 
@@ -55,5 +55,26 @@ MEGATRON_OPTIONS: dict[str, Explanation] = {
         meaning="A function of `--custom-model-provider-path` returned something that is no GPTModel of megatron-core.",
         remedy="Return a GPTModel, or a subclass of it, whose core attention is `miles_megatron.attention.PackedAttention`.",
         example="M554 miles-megatron: my.provider returned a Linear. Do: return a GPTModel of megatron-core",
+    ),
+    "M570": Explanation(
+        title="Multi-token prediction of a model that has none",
+        meaning="`--enable-mtp-training` trains layers of multi-token prediction, and `config.json` says that there are none.",
+        remedy="Leave it out, or train a model that has such layers (`num_nextn_predict_layers` of MiMo's configs).",
+        example=(
+            "M570 miles-megatron: --enable-mtp-training has nothing to train: models/tiny has no layers of multi-token prediction. "
+            "Do: leave it out, or give a model that has some, such as MiMo"
+        ),
+    ),
+    "M571": Explanation(
+        title="Options of multi-token prediction out of range",
+        meaning=(
+            "`--mtp-num-layers` is the number of layers that are trained, at most those that the model has, and "
+            "`--mtp-loss-scaling-factor` the weight of their loss, above 0."
+        ),
+        remedy="Give a number in the range that the message names.",
+        example=(
+            "M571 miles-megatron: --mtp-num-layers is 3: models/mimo has 1 of these layers, of which the first so many are "
+            "trained. Do: leave it out, or give 1"
+        ),
     ),
 }

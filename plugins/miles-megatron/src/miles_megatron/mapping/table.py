@@ -10,9 +10,10 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from miles_core.errors import UsageError
-from miles_megatron import value_head
+from miles_megatron import tensors, value_head
 from miles_megatron.architecture import OWNER
 from miles_megatron.mapping.layouts import COLUMNS, GATED, QKV, VOCABULARY, WHOLE, Layout
+from miles_megatron.models.mtp import LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,13 @@ EXPERT: dict[str, tuple[Layout, tuple[str, ...]]] = {
     "linear_fc2.weight": (COLUMNS, ("down_proj.weight",)),
 }
 """The same of those of an expert."""
+MTP: dict[str, tuple[Layout, tuple[str, ...]]] = {
+    **{name: (WHOLE, (name,)) for name in ("token_layernorm.weight", "hidden_layernorm.weight", "final_layernorm.weight")},
+    "input_proj.weight": (WHOLE, ("input_proj.weight",)),
+    **{f"layer.{name}": place for name, place in LAYER.items()},
+}
+"""The same of those of a layer of multi-token prediction."""
+_MTP = re.compile(rf"{LAYERS}\.(\d+)\.(.+)")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(.+)")
 
@@ -97,6 +105,10 @@ def _place(name: str, offset: int, architecture: Architecture) -> tuple[Layout, 
         return VOCABULARY, ("model.embed_tokens.weight",), None
     if name in OUTER:
         return *OUTER[name], None
+    ahead = _MTP.fullmatch(name)
+    if ahead is not None and ahead[2] in MTP:
+        layout, names = MTP[ahead[2]]
+        return layout, tuple(f"{tensors.MTP}{ahead[1]}.{each}" for each in names), None
     layer = _LAYER.fullmatch(name)
     if layer is not None:
         prefix, rest = f"model.layers.{int(layer[1]) + offset}.", layer[2]

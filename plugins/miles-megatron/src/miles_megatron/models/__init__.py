@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from miles_megatron.architecture import Architecture, architecture
-from miles_megatron.models.chunks import build_chunks
+from miles_megatron.models.chunks import add_mtp_layers, build_chunks
 
-__all__ = ["Architecture", "architecture", "build_chunks"]
+__all__ = ["Architecture", "add_mtp_layers", "architecture", "build_chunks"]

@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from miles_megatron.models import mtp
 from miles_megatron.models.norm import RMSNorm
 
 if TYPE_CHECKING:
@@ -97,6 +98,18 @@ def build_chunks(
     return [_chunk(architecture, config, core_attention, tp, vpp, number) for number in range(vpp)]
 
 
+def add_mtp_layers(chunks: list[Any], architecture: Architecture, core_attention: type) -> None:
+    """Give the last pipeline stage the architecture's layers of multi-token prediction, with weights still to be loaded."""
+    last = chunks[-1]
+    if not architecture.mtp_layers or not last.post_process:
+        return
+    stage, spec = getattr(last, "vp_stage", None), _layer(architecture, False, core_attention)
+    numbers = range(len(last.decoder.layers) + 1, len(last.decoder.layers) + architecture.mtp_layers + 1)
+    layers = torch.nn.ModuleList(mtp.MtpLayer(last.config, spec, number, stage) for number in numbers)
+    _mark(layers)
+    setattr(last, mtp.LAYERS, layers)
+
+
 def _experts(architecture: Architecture) -> dict[str, Any]:
     if not architecture.experts:
         return {}
@@ -141,7 +154,7 @@ def _chunk(architecture: Architecture, config: TransformerConfig, core_attention
     return model
 
 
-def _mark(model: GPTModel) -> None:
+def _mark(model: torch.nn.Module) -> None:
     """Say which parameters tensor-parallel ranks share, by which norms of gradients go: an initialisation would have said it."""
     kinds = {ColumnParallelLinear: 0, RowParallelLinear: 1, VocabParallelEmbedding: 0}
     for module in model.modules():
