@@ -2,7 +2,8 @@
 
     python benchmarks/colocated_run.py --size 0.6b --prompts 32 --samples 8 --response 512
 
-Arguments that it does not know go to ``miles run``: ``--engine sglang --sglang-attention-backend triton``.
+``--backend megatron`` and ``--engine sglang`` take others; arguments that it does not know go to ``miles run``, as in
+``--sglang-attention-backend triton``.
 Reports, for the steps after the first: seconds of each phase, tokens per second of generation and of training, seconds and
 bandwidth of publishing the weights, and the share of a step that is neither generation nor training.
 """
@@ -29,6 +30,8 @@ def main() -> None:
     """Run, read the metrics, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="0.6b", choices=sorted(checkpoint.SIZES))
+    parser.add_argument("--backend", default="fsdp")
+    parser.add_argument("--engine", default="transformers")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--response", type=int, default=512)
@@ -43,7 +46,8 @@ def main() -> None:
         prompts = [{"input": f"Question {i}: what follows?"} for i in range(args.prompts * args.rollouts)]
         (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)) + "\n", encoding="utf-8")
         command = [
-            *(sys.executable, "-m", "miles_core.cli.main", "run", "--backend", "fsdp", "--algo", "grpo"),
+            *(sys.executable, "-m", "miles_core.cli.main", "run", "--backend", args.backend),
+            *("--engine", args.engine, "--algo", "grpo"),
             *("--hf-checkpoint", str(folder / "model"), "--prompt-data", str(folder / "prompts.jsonl"), "--apply-chat-template"),
             *("--custom-rm-path", f"{HERE / 'token_reward.py'}:even", "--rollout-batch-size", str(args.prompts)),
             *("--n-samples-per-prompt", str(args.samples), "--rollout-max-response-len", str(args.response)),
@@ -78,7 +82,9 @@ def main() -> None:
         "neither generation nor training (%)": round(100 * median("perf/overhead_ratio"), 1),
         "log-prob difference, rollout and training": statistics.median(differences),
     }
-    record.save(f"colocated_run_{args.size}", figures, "median of the steps after the first", args.out)
+    usual = (args.backend, args.engine) == ("fsdp", "transformers")
+    name = f"colocated_run_{args.size}" + ("" if usual else f"_{args.backend}_{args.engine}")
+    record.save(name, figures, "median of the steps after the first", args.out)
 
 
 if __name__ == "__main__":
