@@ -37,6 +37,7 @@ def root(helpers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of HF directories."""
     folder = tmp_path_factory.mktemp("megatron")
     helpers.write_checkpoints(folder)
+    helpers.write_mimo(folder)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +52,7 @@ def write_checkpoints(root: Path) -> None:
 
 
 def write_mimo(root: Path) -> None:
-    """``mimo``: four layers and two of multi-token prediction; ``mimo_tied``: tied, two layers and one."""
+    """``mimo``: four layers and two that predict further ahead; ``mimo_tied``: two and one, tied; ``mimo_lost`` lacks a tensor."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -78,6 +79,10 @@ def write_mimo(root: Path) -> None:
         said = json.loads(file.read_text())
         said |= {"model_type": "mimo", "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": ahead}
         file.write_text(json.dumps(said))
+    shutil.copytree(root / "mimo", root / "mimo_lost")
+    tensors = load_file(root / "mimo" / "model.safetensors")
+    del tensors["model.mtp_layers.1.input_proj.weight"]
+    save_file(tensors, root / "mimo_lost" / "model.safetensors", {"format": "pt"})
 
 
 def make_backend(
@@ -145,6 +150,8 @@ MTP_SPLITS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "CP2": ("mimo", CP, {}, 3),
 }
 """Checkpoint, options, options of training and micro-batches by name."""
+MTP_TWICE = ("DP2", "TP2 SP", "PP2 virtual", "CP2")
+"""Of these, which take a step without multi-token prediction, too."""
 
 
 def mtp_samples() -> list[Any]:

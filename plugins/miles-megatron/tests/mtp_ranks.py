@@ -1,24 +1,18 @@
-"""One of the processes of ``test_mtp.py``: ``mtp_ranks.py RANK WORLD FOLDER``. Each writes what it found."""
+"""What the processes of ``ranks.py`` find for ``test_mtp.py``: multi-token prediction."""
 
 from __future__ import annotations
 
-import datetime
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
-import cpu
+import helpers
+import torch
+import torch.distributed as dist
+from helpers import ADAM, CP, MTP_SPLITS, MTP_TWICE, PP, SP, make_backend, mtp_batch, mtp_samples
+from safetensors.torch import load_file
 
-cpu.apply()
-
-import helpers  # noqa: E402 - megatron-core is imported behind what lets it run here
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from helpers import ADAM, CP, MTP_SPLITS, PP, SP, make_backend, mtp_batch, mtp_samples  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-
-from miles_core.errors import UsageError  # noqa: E402
+from miles_core.errors import UsageError
 
 tiny = helpers.shared()
 ROWS = mtp_samples()
@@ -45,35 +39,35 @@ def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], ahead:
     return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in names)
 
 
-def splits(root: Path) -> dict[str, Any]:
+def mtp_splits(root: Path) -> dict[str, Any]:
     """What one step without clipping makes of the weights, with and without multi-token prediction, for every way to share."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, (model, options, training, count) in MTP_SPLITS.items():
         layout = training.get("qkv_format", "thd")
-        after, before = {}, {}
-        for trained in (False, True):
-            further = ON if trained else {}
-            settings = {"training": {**tiny.PLAIN_SGD, **training}, "optimizer": "sgd", **options}
-            backend = make_backend(root / model, **settings, **further, check_log_probs=name == "TP2 SP")
+        settings = {"training": {**tiny.PLAIN_SGD, **training}, "optimizer": "sgd", **options}
+        each = found[name] = {}
+        if name in MTP_TWICE:
+            backend = make_backend(root / model, **settings, check_log_probs=name == "TP2 SP")
             before = tiny.weights_of(backend)
-            batches = shared_out(backend, count, layout)
-            outputs = backend.forward(batches, tiny.REQUEST) if not trained else None
-            if outputs is not None:
-                log_probs = torch.cat([each.log_probs for each in outputs])
-                found[name] = {"log_probs": log_probs}
-            report = backend.train_step(batches, tiny.REQUEST, tiny.loss)
-            after[trained] = tiny.weights_of(backend)
-        each = found.setdefault(name, {})
+            backend.train_step(shared_out(backend, count, layout), tiny.REQUEST, tiny.loss)
+            without = tiny.weights_of(backend)
+            each["frozen"] = same(without, before, ahead=True)
+        backend = make_backend(root / model, **settings, **ON)
+        before, batches = tiny.weights_of(backend), shared_out(backend, count, layout)
+        outputs = backend.forward(batches, tiny.REQUEST)
+        report = backend.train_step(batches, tiny.REQUEST, tiny.loss)
+        after = tiny.weights_of(backend)
+        if name in MTP_TWICE:
+            each["trunk"] = same(after, without, ahead=False)
+        each["log_probs"] = None if outputs is None else torch.cat([one.log_probs for one in outputs])
         each["loaded"] = same(before, stored(root / model))
-        each["frozen"] = same(after[False], before, ahead=True)
-        each["trunk"] = same(after[True], after[False], ahead=False)
-        each["gradients"] = {key: (before[key] - after[True][key]) / tiny.RATE for key in before if key.startswith(AHEAD)}
-        each["metrics"], each["last"] = dict(report.metrics), backend.parallel.computes_loss
+        each["gradients"] = {key: (before[key] - after[key]) / tiny.RATE for key in before if key.startswith(AHEAD)}
+        each["metrics"] = dict(report.metrics)
         each["data"] = backend.parallel.data_rank, backend.parallel.data_size
     return found
 
 
-def states(root: Path) -> dict[str, Any]:
+def mtp_states(root: Path) -> dict[str, Any]:
     """Steps of Adam, what is exported behind them, and a state that is taken up."""
     found: dict[str, Any] = {}
     for number, (name, before, after) in enumerate((("DP2", {}, {}), ("PP2 to TP2 SP", PP, SP), ("off to on", {}, {}))):
@@ -84,16 +78,13 @@ def states(root: Path) -> dict[str, Any]:
         first = {} if name == "off to on" else ON
         backend = make_backend(root / "mimo", training=ADAM, **before, **first)
         batches = shared_out(backend)
-        losses = [backend.train_step(batches, tiny.REQUEST, tiny.loss).metrics.get("mtp_loss") for _ in range(4)]
+        losses = [backend.train_step(batches, tiny.REQUEST, tiny.loss).metrics.get("mtp_loss") for _ in range(3)]
         backend.save(folder)
         saved = tiny.weights_of(backend)
         wanted = None
         if first:
             backend.train_step(batches, tiny.REQUEST, tiny.loss)
             wanted = tiny.weights_of(backend)
-        exported = root / f"mtp-exported-{number}"
-        backend.export_hf(exported)
-        dist.barrier()
         other = make_backend(root / "mimo", training=ADAM, **after, **ON)
         other.load(folder)
         taken = same(tiny.weights_of(other), saved)
@@ -101,12 +92,14 @@ def states(root: Path) -> dict[str, Any]:
         again = tiny.weights_of(other)
         off = None if wanted is None else max(float((wanted[key] - again[key]).abs().max()) for key in wanted)
         moved = max(float((again[key] - saved[key]).abs().max()) for key in saved if key.startswith(AHEAD))
-        exact = same(stored(exported), saved if wanted is None else wanted)
-        found[name] = {"losses": losses, "taken": taken, "off": off, "moved": moved, "exported": exact, "folder": exported}
+        found[name] = {"losses": losses, "taken": taken, "off": off, "moved": moved}
+    other.export_hf(root / "mtp-exported")
+    dist.barrier()
+    found["exported"] = same(stored(root / "mtp-exported"), again)
     return found
 
 
-def others(root: Path) -> dict[str, Any]:
+def mtp_others(root: Path) -> dict[str, Any]:
     """Critics and fixed models of the family, and a layer of two that is trained."""
     found: dict[str, Any] = {}
     critic = make_backend(root / "mimo", spec={"value_head": True}, training=ADAM, **CP, **ON)
@@ -129,27 +122,11 @@ def others(root: Path) -> dict[str, Any]:
     nothing = [mtp_batch(ROWS[:1], mask=0.0), mtp_batch(ROWS[1:2], mask=0.0)]
     report = backend.train_step(nothing, tiny.REQUEST, tiny.loss)
     found["nothing to predict"] = dict(report.metrics), report.skipped
-    return found
-
-
-def refusals(root: Path) -> dict[str, str]:
-    """Codes of checkpoints that lack tensors."""
     try:
         make_backend(root / "mimo_lost")
     except UsageError as error:
-        return {"lost": f"{error.code} {error.why}"}
-    return {}
+        found["lost"] = f"{error.code} {error.why}"
+    return found
 
 
-def main(rank: int, world: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    minute = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{root}/init-mtp", rank=rank, world_size=world, timeout=minute)
-    parts = (splits, states, others, refusals)
-    torch.save({part.__name__: part(root) for part in parts}, root / f"mtp-{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+PARTS = (mtp_splits, mtp_states, mtp_others)

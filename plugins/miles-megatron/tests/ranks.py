@@ -15,6 +15,7 @@ import cpu
 cpu.apply()
 
 import helpers  # noqa: E402 - megatron-core is imported behind what lets it run here
+import mtp_ranks  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from helpers import ADAM, CP, EP, PP, SP, SPLITS, TP, make_backend  # noqa: E402
@@ -279,7 +280,7 @@ def main(rank: int, world: int, root: Path) -> None:
     torch.set_num_threads(1)
     minute = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{root}/init-{world}", rank=rank, world_size=world, timeout=minute)
-    parts = (splits, steps, requests, critics, copies, routes, states, refusals)
+    parts = (splits, steps, requests, critics, copies, routes, states, refusals, *mtp_ranks.PARTS)
     torch.save({part.__name__: part(root) for part in parts}, root / f"results-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -128,7 +128,7 @@ def test_a_model_that_is_not_built_is_answered_with_those_that_are(say):
     (line,) = say("--actor-num-gpus-per-node", "1", model={"model_type": "gemma2"})
     assert line.startswith("M345 miles-megatron")
     assert "gemma2" in line
-    assert "llama, qwen2, qwen3, qwen3_moe" in line
+    assert "llama, mimo, qwen2, qwen3, qwen3_moe" in line
     assert "--backend fsdp" in line
 
 

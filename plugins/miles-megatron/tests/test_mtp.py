@@ -3,58 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 BOUND = 1e-4
-WORLD = 2
-SECONDS = 240
 FACTOR = 0.7
 """As ``mtp_ranks.py`` has it."""
 
 
 @pytest.fixture(scope="module")
-def folders(helpers, tmp_path_factory):
-    """The checkpoints, and ``mimo_lost``, which lacks a tensor."""
-    root = tmp_path_factory.mktemp("mtp")
-    helpers.write_mimo(root)
-    shutil.copytree(root / "mimo", root / "mimo_lost")
-    tensors = load_file(root / "mimo" / "model.safetensors")
-    del tensors["model.mtp_layers.1.input_proj.weight"]
-    save_file(tensors, root / "mimo_lost" / "model.safetensors", {"format": "pt"})
-    return root
-
-
-@pytest.fixture(scope="module")
-def found(folders):
-    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
-    script = Path(__file__).with_name("mtp_ranks.py")
-    logs = [folders / f"mtp-{rank}.log" for rank in range(WORLD)]
-    started = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as out:
-            command = [sys.executable, str(script), str(rank), str(WORLD), str(folders)]
-            started.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=SECONDS) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert codes == [0] * WORLD, "\n".join(log.read_text()[-3000:] for log in logs)
-    return [torch.load(folders / f"mtp-{rank}.pt", weights_only=False) for rank in range(WORLD)]
-
-
-@pytest.fixture(scope="module")
-def wanted(helpers, folders):
+def wanted(helpers, root):
     """By model: log-probs of each row, losses of the layers, and the gradients of all of them together."""
-    return {model: plain(helpers, folders / model) for model in ("mimo", "mimo_tied")}
+    return {model: plain(helpers, root / model) for model in ("mimo", "mimo_tied")}
 
 
 def plain(helpers, folder):
@@ -115,72 +78,73 @@ def decoded(layer, state, trunk):
     return found[0] if isinstance(found, tuple) else found
 
 
-def test_trunks_have_the_log_probs_of_transformers(helpers, found, wanted):
+def test_trunks_have_the_log_probs_of_transformers(helpers, results, wanted):
     seen = 0
     for name, (model, *_) in helpers.MTP_SPLITS.items():
-        for rank in found:
-            each = rank["splits"][name]
-            assert each["last"] == ("log_probs" in each)
-            if each["last"]:
+        for rank in results:
+            each = rank["mtp_splits"][name]
+            if each["log_probs"] is not None:
                 start, step = each["data"]
                 assert torch.allclose(each["log_probs"], torch.cat(wanted[model][0][start::step]), atol=BOUND), name
                 seen += 1
     assert seen >= len(helpers.MTP_SPLITS)
 
 
-def test_losses_and_gradients_are_the_formulas_however_the_work_is_shared(tiny, helpers, found, wanted):
+def test_losses_and_gradients_are_the_formulas_however_the_work_is_shared(tiny, helpers, results, wanted):
     for name, (model, *_) in helpers.MTP_SPLITS.items():
         _, losses, gradients = wanted[model]
-        for rank in found:
-            each = rank["splits"][name]
+        for rank in results:
+            each = rank["mtp_splits"][name]
             assert tiny.furthest(each["gradients"], gradients) < BOUND, name
-            if each["last"]:
+            if each["log_probs"] is not None:
                 mean = {"mtp_loss": sum(losses) / len(losses)}
                 single = {f"mtp_loss_{k}": loss for k, loss in enumerate(losses, 1)} if len(losses) > 1 else {}
                 assert each["metrics"] == pytest.approx({**mean, **single}, rel=1e-5), name
 
 
-def test_trunks_do_not_learn_of_it_and_layers_learn_of_nothing_else(helpers, found):
-    for rank in found:
+def test_trunks_do_not_learn_of_it_and_layers_learn_of_nothing_else(helpers, results):
+    for rank in results:
         for name in helpers.MTP_SPLITS:
-            each = rank["splits"][name]
+            each = rank["mtp_splits"][name]
             assert each["loaded"], name
-            assert each["frozen"], name
-            assert each["trunk"], name
+            if name in helpers.MTP_TWICE:
+                assert each["frozen"], name
+                assert each["trunk"], name
 
 
-def test_the_loss_falls_and_states_go_on(found):
-    for number, rank in enumerate(found):
-        for name, each in rank["states"].items():
+def test_the_loss_falls_and_states_go_on(results):
+    for number, rank in enumerate(results):
+        states = dict(rank["mtp_states"])
+        assert states.pop("exported")
+        for name, each in states.items():
             assert each["taken"], name
-            assert each["exported"], name
             assert each["moved"] > 1e-3, name
             if each["off"] is not None:
                 assert each["off"] <= (0 if name == "DP2" else 1e-5), name
             losses = each["losses"]
             if name == "off to on":
-                assert losses == [None] * 4
+                assert losses == [None] * 3
             elif number:
-                assert losses[-1] < 0.9 * losses[0], (name, losses)
+                assert losses[-1] < 0.95 * losses[0], (name, losses)
 
 
-def test_what_was_trained_is_exported_for_every_reader(found, folders):
+def test_what_was_trained_is_exported_for_every_reader(results, root):
     """An exported directory is one that transformers, and so the other backend and engine, loads."""
     from transformers import AutoModelForCausalLM
 
     from miles_core.hf import register_families
 
     register_families()
-    folder = found[0]["states"]["DP2"]["folder"]
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert results
+    model, report = AutoModelForCausalLM.from_pretrained(root / "mtp-exported", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert type(model).__name__ == "MiMoForCausalLM"
 
 
-def test_critics_and_other_models_have_none(found):
-    for rank in found:
-        others = rank["others"]
+def test_critics_and_other_models_have_none(results):
+    for rank in results:
+        others = rank["mtp_others"]
         assert others["critic"] == ({}, [])
         assert others["copies"]
         assert others["back"]
@@ -188,6 +152,6 @@ def test_critics_and_other_models_have_none(found):
         assert others["nothing to predict"] == ({}, False)
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_one_line(found):
-    for rank in found:
-        assert rank["refusals"] == {"lost": "M342 1 are missing (model.mtp_layers.1.input_proj.weight)"}
+def test_a_checkpoint_that_lacks_a_tensor_is_one_line(results):
+    for rank in results:
+        assert rank["mtp_others"]["lost"] == "M342 1 are missing (model.mtp_layers.1.input_proj.weight)"
