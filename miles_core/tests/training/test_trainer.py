@@ -60,6 +60,14 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(kit, furthest, per_token
         assert found[1] == pytest.approx(wanted[1], rel=1e-4, abs=1e-6), (layout, split)
 
 
+def test_metrics_of_the_backends_own_are_logged(kit, monkeypatch):
+    step = ToyBackend.train_step
+    own = {"mtp_loss": 1.5}
+    monkeypatch.setattr(ToyBackend, "train_step", lambda *args: dataclasses.replace(step(*args), metrics=own))
+    report = kit.trainer().train(batch_of(ROWS, steps=2))
+    assert [each["train/mtp_loss"] for each in report.metrics_per_step] == [1.5, 1.5]
+
+
 @pytest.mark.parametrize("per_token", [False, True])
 def test_loss_and_gradient_follow_the_formula(kit, furthest, per_token):
     trainer = kit.trainer(kit.KeepingLoss(), per_token=per_token, micro_batch_size=4)

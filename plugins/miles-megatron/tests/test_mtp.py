@@ -6,6 +6,8 @@ import json
 
 import pytest
 import torch
+from miles_megatron.context import Context
+from miles_megatron.rows import Rows
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -76,6 +78,31 @@ def decoded(layer, state, trunk):
     mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
     found = layer(state, attention_mask=mask, position_embeddings=angles)
     return found[0] if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize(("layout", "ranks"), [("thd", 1), ("thd", 2), ("thd", 4), ("bshd", 1)])
+def test_what_is_seen_and_predicted_stays_in_its_row(helpers, layout, ranks):
+    chosen = helpers.mtp_samples()
+    batch = helpers.mtp_batch(chosen, layout)
+    length = -(-batch.tokens.shape[1] // ranks) * ranks
+    for k in (1, 2, 3):
+        seen, predicted = {}, []
+        for rank in range(ranks):
+            context = Context(None, rank, ranks) if ranks > 1 else None
+            rows = Rows.of(batch, length=length, context=context, compute=torch.float32, ahead=3)
+            ahead = rows.ahead[k - 1]
+            places = torch.arange(rows.tokens.numel()) * ranks + rank
+            seen |= dict(zip(places.tolist(), ahead.tokens.flatten().tolist(), strict=True))
+            pairs = zip(ahead.index * ranks + rank, ahead.targets, ahead.weight, strict=True)
+            predicted += [(int(place), int(target), float(weight)) for place, target, weight in pairs]
+        wanted, start = [], 0
+        for number, (tokens, response, _) in enumerate(chosen):
+            start = number * length if layout == "bshd" else start
+            size, mask = len(tokens), [0.0] * (len(tokens) - response) + helpers.mtp_mask(tokens, response)
+            assert [seen[start + t] for t in range(size)] == [*tokens[k:], *[0] * min(k, size)]
+            wanted += [(start + t, tokens[t + k + 1], 1.0) for t in range(size - k - 1) if mask[t + k + 1]]
+            start += size
+        assert sorted(predicted) == wanted
 
 
 def test_trunks_have_the_log_probs_of_transformers(helpers, results, wanted):

@@ -86,8 +86,8 @@ class OutputRequest:
 class StepReport:
     """An optimizer step. ``grad_norm`` is before clipping; a step with a non-finite norm is ``skipped``.
 
-    ``metrics`` are further ones of the backend's own, over all ranks, which core logs as ``train/<name>``; they must be right where
-    ``computes_loss`` is true.
+    ``metrics`` are further ones of the backend's own, over all ranks, which core logs as ``train/<name>``, a critic's as its own
+    are; they must be right where ``computes_loss`` is true.
     """
 
     grad_norm: float

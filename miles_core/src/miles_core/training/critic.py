@@ -166,6 +166,7 @@ class CriticTrainer:
         metrics[f"{PREFIX}grad_norm"] = report.grad_norm
         metrics |= {f"{PREFIX}lr-pg_{i}": rate for i, rate in enumerate(report.learning_rates)}
         metrics[f"{PREFIX}skipped_step"] = float(report.skipped)
+        metrics |= {f"{PREFIX}{name}": value for name, value in report.metrics.items()}
         return metrics
 
     def _explained(self, fields: dict[str, np.ndarray]) -> dict[str, float]:
