@@ -84,6 +84,15 @@ def same(engine, weights):
     return all(found[name] == digest(tensor.bfloat16()) for name, tensor in weights.items())
 
 
+def test_layers_that_only_draft_may_come_and_are_not_compared(served, weights, tmp_path, monkeypatch):
+    ahead = {"model.mtp_layers.0.input_proj.weight": torch.ones(2, 4)}
+    monkeypatch.setattr(served.engine._weights, "_names", served.engine._weights._names | ahead.keys())
+    publish(FileSender(tmp_path), [served], {**weights(1), **ahead}, check_equal=True)
+    assert {name for name, found in served.engine.weight_digests().items() if not found} == ahead.keys()
+    publish(FileSender(tmp_path), [served], weights(2), check_equal=True)
+    assert "" not in served.engine.weight_digests().values()
+
+
 def test_weights_over_cuda_ipc_reach_the_fused_parameters(served, weights, tmp_path, request_of):
     version = publish(FileSender(tmp_path), [served], weights(1), check_equal=True)
     assert set(served.engine.weight_dtypes().values()) == {"bfloat16"}

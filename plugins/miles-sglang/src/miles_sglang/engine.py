@@ -248,7 +248,9 @@ class SGLangEngine:
         """See the protocol. Every rank joins in, and the server's memory is read: take it for checks."""
         if not self._defined:
             raise RunError("M515", "the engine has no whole weights to compare", owner=OWNER, fix="commit a version first")
-        return {name: found for name, (_, found) in self._reported("digests").items()}
+        # The model that answers has no such layers; a model that drafts does, and is not read back.
+        served = {name: found for name, (_, found) in self._reported("digests").items()}
+        return dict.fromkeys(self._weights.drafts, "") | served
 
     def release_memory(self, tags: Sequence[str] = TAGS) -> None:
         """See the protocol. The engine is paused first, if it is not: a request would read memory that is gone."""

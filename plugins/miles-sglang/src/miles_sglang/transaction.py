@@ -18,6 +18,8 @@ SHOWN = 3
 SECONDS = 600.0
 """Most seconds for one bucket."""
 HEAD = "lm_head.weight"
+DRAFT = "model.mtp_layers."
+"""Of tensors that only a model that drafts has. One that does not come stays what it was."""
 
 
 class WeightSync:
@@ -41,6 +43,11 @@ class WeightSync:
             "process_group": self._process_group,
             "disk": self._disk,
         }
+
+    @property
+    def drafts(self) -> set[str]:
+        """Tensors of a model that drafts, which came in the last transaction."""
+        return {name for name in self._seen if name.startswith(DRAFT)}
 
     def begin(self, version: int) -> None:
         """Open a transaction; one that was never committed is given up."""
@@ -77,7 +84,8 @@ class WeightSync:
         if self.open != version:
             why = f"version {self.open} is open" if self.open is not None else "no transaction is open"
             raise RunError("M516", f"cannot commit version {version}", owner=OWNER, why=why, fix="begin it first")
-        missing = sorted(self._names - self._seen - ({HEAD} if self._tied else set()))
+        needed = {name for name in self._names if not name.startswith(DRAFT)}
+        missing = sorted(needed - self._seen - ({HEAD} if self._tied else set()))
         if missing:
             raise _not_whole(version, f"{len(missing)} are missing ({_some(missing)})")
         # Nothing runs: the server was paused before the transaction began.
