@@ -18,6 +18,7 @@ tiny = helpers.shared()
 ROWS = mtp_samples()
 ON: dict[str, Any] = {"enable_mtp_training": True, "mtp_loss_scaling_factor": 0.7}
 SGD: dict[str, Any] = {"training": tiny.PLAIN_SGD, "optimizer": "sgd"}
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 AHEAD = "model.mtp_layers."
 
 
@@ -70,7 +71,9 @@ def mtp_splits(root: Path) -> dict[str, Any]:
 def mtp_states(root: Path) -> dict[str, Any]:
     """Steps of Adam, what is exported behind them, and a state that is taken up."""
     found: dict[str, Any] = {}
-    for number, (name, before, after) in enumerate((("DP2", {}, {}), ("PP2 to TP2 SP", PP, SP), ("off to on", {}, {}))):
+    for number, (name, before, after) in enumerate(
+        (("DP2", OVERLAP, OVERLAP), ("PP2 to TP2 SP", {**PP, **OVERLAP}, SP), ("off to on", {}, {}))
+    ):
         folder = root / f"mtp-state-{number}"
         if dist.get_rank() == 0:
             folder.mkdir()

@@ -183,11 +183,11 @@ class Policy:
 
 def head_weight(chunk: Any) -> torch.Tensor:
     """The vocabulary head's, ``[vocabulary, H]``, of this tensor-parallel rank."""
-    if chunk.share_embeddings_and_output_weights:
-        return chunk.shared_embedding_or_output_weight()  # type: ignore[no-any-return]
     for hook in chunk.output_layer._forward_pre_hooks.values():
         # What waits for parameters that are still being gathered stands before the module's own forward pass.
         hook(chunk.output_layer, ())
+    if chunk.share_embeddings_and_output_weights:
+        return chunk.shared_embedding_or_output_weight()  # type: ignore[no-any-return]
     return chunk.output_layer.weight  # type: ignore[no-any-return]
 
 
