@@ -96,6 +96,7 @@ PLUGIN = '''
             EngineRecord("routed", "toy.work:make", capabilities=BOTH | {"routed_experts"}),
             EngineRecord("exact", "toy.work:make", capabilities=BOTH | {"true_on_policy"}),
             EngineRecord("fronted", "toy.work:make", capabilities=BOTH, router="toy.router:make"),
+            EngineRecord("spanning", "toy.work:make", capabilities=BOTH | {"several_gpus", "several_nodes"}),
             EngineRecord("attaching", "toy.work:make", capabilities=frozenset({"cuda", "external"})),
         ]
     @hookimpl
@@ -147,7 +148,7 @@ PLUGIN = '''
 '''
 NAMES = {
     "backend": ["toy", "gpu-only", "thief", "routed", "exact"],
-    "engine": ["toy", "routed", "exact", "fronted", "attaching"],
+    "engine": ["toy", "routed", "exact", "fronted", "attaching", "spanning"],
     "advantage": ["mean", "other", "valued", "distil", "penalty"],
     "loss": ["clip", "imitate", "regress"],
     "reward": ["exact"],

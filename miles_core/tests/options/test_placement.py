@@ -11,6 +11,7 @@ from miles_core.config import ClusterOptions
 from miles_core.options import Source
 from miles_core.runtime.checks.placement import Machine
 
+SIZE = "--rollout-num-gpus-per-engine"
 GPUS = Machine(cpus=8, gpus=4)
 
 
@@ -68,6 +69,8 @@ def test_offload_without_colocation(cli) -> None:
         (["--backend gpu-only"], [], Machine(8, 0), "M222", ["GPUs only"]),
         (["--backend gpu-only", "--device cpu"], [], GPUS, "M220", ["backend plugin 'gpu-only'", "cpu", "toy 1.0"]),
         (["--rollout-num-gpus 0"], ["--colocate"], Machine(8, 0), "M209", ["--rollout-num-gpus 0"]),
+        ([f"{SIZE} 2", "--num-gpus-per-node 1"], [], Machine(8, 0), "M534", ["'toy'", f"{SIZE} 2", "do not span nodes"]),
+        ([f"{SIZE} 2", "--num-gpus-per-node 1", "--engine spanning"], [], Machine(8, 0), "M534", ["local cluster has one node"]),
     ],
 )
 def test_placements_that_do_not_work(cli, changes, drop, machine: Machine, code: str, parts: list[str]) -> None:
@@ -84,6 +87,26 @@ def test_placements_that_do_not_work(cli, changes, drop, machine: Machine, code:
 def test_a_cluster_to_join_is_not_measured_by_this_machine(cli) -> None:
     arguments = cli.but("--ray-address 10.0.0.1:6379", "--actor-num-nodes 2", "--actor-num-gpus-per-node 4")
     assert not cli.errors(arguments, Machine(1, 0))
+
+
+def test_an_engine_over_several_nodes(cli) -> None:
+    def chosen(node: int) -> list[str]:
+        sizes = (
+            "--ray-address 10.0.0.1:6379",
+            "--rollout-num-gpus 24",
+            f"{SIZE} 12",
+            f"--num-gpus-per-node {node}",
+            "--engine spanning",
+        )
+        return cli.but(*sizes, drop=["--colocate"])
+
+    placement = cli.plan(chosen(4), Machine(1, 0)).plan.placement
+    assert (placement.engines, placement.devices_per_engine, placement.nodes_per_engine) == (2, 12, 3)
+    assert cli.plan(chosen(12), Machine(1, 0)).plan.placement.nodes_per_engine == 1
+    (line,) = cli.errors(chosen(8), Machine(1, 0))
+    assert line.startswith("M534")
+    assert "no multiple of --num-gpus-per-node 8" in line
+    assert "take 8 or 16" in line
 
 
 def test_device_cpu_on_a_machine_with_gpus(cli) -> None:

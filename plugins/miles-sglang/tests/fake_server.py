@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import importlib
 import io
 import json
@@ -136,6 +137,9 @@ class Server:
         self.waiting: set[str] = set()
         self.changed = asyncio.Condition()
         self.born = time.monotonic()
+        self.node, self.nodes = int(arguments.get("node_rank", 0)), int(arguments.get("nnodes", 1))
+        self.links: dict[int, tuple[asyncio.StreamWriter, asyncio.Queue[Any]]] = {}
+        self.digests: dict[int, str] = {}
         self._model: Model | None = None
         self._groups: dict[str, Any] = {}
 
@@ -161,7 +165,7 @@ class Server:
         ready = time.monotonic() - self.born > float(os.environ.get("FAKE_START_SECONDS", "0"))
         if request.path == "/health_generate" and self.released:
             os._exit(99)  # SGLang would read memory that is gone
-        return web.Response(status=200 if ready else 503)
+        return web.Response(status=200 if ready and len(self.links) == self.nodes - 1 else 503)
 
     async def generate(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -206,10 +210,72 @@ class Server:
         if "serialized_named_tensors" in body:
             shown["ranks"] = len(body["serialized_named_tensors"])
         self.calls.append([request.path, shown, dict(request.query)])
+        spread = self.links if "weights" in request.path else ()
         try:
-            return await getattr(self, request.path[1:])(body)
+            answer, *_ = await asyncio.gather(
+                getattr(self, request.path[1:])(body), *(self._tell(node, request.path[1:], body) for node in spread)
+            )
+            self.digests[0] = self.digest()
+            return answer
         except Exception as error:
             return web.json_response({"success": False, "message": f"{type(error).__name__}: {error}"}, status=400)
+
+    def meeting(self) -> tuple[str, int]:
+        host, _, port = self.arguments["dist_init_addr"].rpartition(":")
+        return host.strip("[]"), int(port)
+
+    async def lead(self, app: web.Application) -> None:
+        """Wait for the other nodes, and end with any of them."""
+
+        async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            node = int(await reader.readline())
+            answers: asyncio.Queue[Any] = asyncio.Queue()
+            self.links[node] = (writer, answers)
+            while line := await reader.readline():
+                answers.put_nowait(json.loads(line))
+            sys.stderr.write(f"RuntimeError: node {node} is gone\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+        await asyncio.start_server(joined, *self.meeting(), limit=1 << 28)
+
+    async def _tell(self, node: int, name: str, body: dict[str, Any]) -> None:
+        """Have a node do its part of a call."""
+        writer, answers = self.links[node]
+        writer.write(json.dumps([name, body]).encode() + b"\n")
+        error, self.digests[node] = await answers.get()
+        if error:
+            raise RuntimeError(f"node {node}: {error}")
+
+    async def follow(self) -> None:
+        """Do what the first node says, and end with it."""
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(*self.meeting(), limit=1 << 28)
+                break
+            except OSError:
+                await asyncio.sleep(0.1)
+        writer.write(f"{self.node}\n".encode())
+        while line := await reader.readline():
+            name, body = json.loads(line)
+            error = ""
+            try:
+                await getattr(self, name)(body)
+            except Exception as caught:
+                error = f"{type(caught).__name__}: {caught}"
+            writer.write(json.dumps([error, self.digest()]).encode() + b"\n")
+        sys.exit("RuntimeError: node 0 is gone")
+
+    def digest(self) -> str:
+        """Of every parameter of this node; it has none before the first that comes."""
+        if self._model is None:
+            return ""
+        import torch
+
+        state = hashlib.sha256()
+        for _, tensor in self._model.named_parameters():
+            state.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
+        return state.hexdigest()
 
     async def abort_request(self, body: dict[str, Any]) -> web.Response:
         self.waiting -= self.waiting if body.get("abort_all") else {body.get("rid")}
@@ -257,7 +323,7 @@ class Server:
         model = self.model
         if os.environ.get("FAKE_REFUSE_WEIGHTS"):
             raise RuntimeError("not today")
-        named = SafeUnpickler(io.BytesIO(base64.b64decode(body["serialized_named_tensors"][0], validate=True))).load()
+        named = SafeUnpickler(io.BytesIO(base64.b64decode(body["serialized_named_tensors"][self.node], validate=True))).load()
         assert body["load_format"] in self.arguments["custom_weight_loader"]
         module, _, function = body["load_format"].rpartition(".")
         getattr(importlib.import_module(module), function)(model, [(name, tensor.to("cpu")) for name, tensor in named])
@@ -275,7 +341,7 @@ class Server:
 
         limit = timedelta(seconds=20)
         where = f"tcp://{body['master_address']}:{body['master_port']}"
-        store, rank, world = next(iter(rendezvous(where, body["rank_offset"], body["world_size"], timeout=limit)))
+        store, rank, world = next(iter(rendezvous(where, body["rank_offset"] + self.node, body["world_size"], timeout=limit)))
         store.set_timeout(limit)
         name = body["group_name"]
         group, _ = _new_process_group_helper(
@@ -311,7 +377,7 @@ class Server:
     async def server_info(self, request: web.Request) -> web.Response:
         known = {each["field"]: each["default"] for each in json.loads(ARGUMENTS.read_text())["arguments"]}
         own = {"weight_version": self.version, "calls": self.calls, "released": sorted(self.released), "pid": os.getpid()}
-        own |= {"running": sorted(self.running), "waiting": sorted(self.waiting)}
+        own |= {"running": sorted(self.running), "waiting": sorted(self.waiting), "digests": self.digests}
         sizes = {"tp_size": int(self.arguments.get("tp_size", 1)), "internal_states": [{}], "version": "0.5.17"}
         return web.json_response({**known, **self.arguments, **sizes, **own})
 
@@ -330,7 +396,11 @@ def main() -> None:
     if os.environ.get("FAKE_FAIL"):
         raise RuntimeError(os.environ["FAKE_FAIL"])
     server = Server(arguments)
+    if server.node:
+        asyncio.run(server.follow())
     app = web.Application(client_max_size=1 << 28, middlewares=[server.authorised])
+    if server.nodes > 1:
+        app.on_startup.append(server.lead)
     app.router.add_get("/health", server.health)
     app.router.add_get("/health_generate", server.health)
     app.router.add_get("/server_info", server.server_info)

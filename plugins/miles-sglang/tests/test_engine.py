@@ -222,7 +222,7 @@ def test_health_of_a_server_that_is_stuck(serve):
 
 def test_further_nodes_of_an_engine_return_at_once(serve, monkeypatch):
     monkeypatch.setenv("FAKE_START_SECONDS", "1000")
-    served = serve(groups=[ClusterOptions(rollout_num_gpus_per_engine=16)], node_rank=1, num_nodes=2)
+    served = serve(groups=[ClusterOptions(rollout_num_gpus_per_engine=16)], node_rank=1, num_nodes=2, meeting="127.0.0.1:9")
     assert served.url == ""
     served.engine.health(1.0)
 

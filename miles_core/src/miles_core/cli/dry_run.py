@@ -48,9 +48,11 @@ def _processes(plan: RunPlan) -> list[str]:
         where = "on the same devices, in turn" if placement.colocate else "on devices of their own"
         rows.append(f"{_count(placement.critics, 'critic rank')}, {where}")
     if placement.engines:
+        nodes = f" on {placement.nodes_per_engine} nodes" if placement.nodes_per_engine > 1 else ""
         where = "on the same devices, in turn" if placement.colocate else "on devices of their own"
         rows.append(
-            f"{_count(placement.engines, 'engine')} of {_count(placement.devices_per_engine, unit)}, {where}{_offload(placement)}"
+            f"{_count(placement.engines, 'engine')} of {_count(placement.devices_per_engine, unit)}{nodes}, "
+            f"{where}{_offload(placement)}"
         )
     if plan.plugins.router is not None:
         middlewares = [ref.name for ref in plan.plugins.middlewares]

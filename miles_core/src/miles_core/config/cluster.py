@@ -23,7 +23,11 @@ class ClusterOptions:
     rollout_num_gpus: int | None = option(
         None, flag="--rollout-num-gpus", help="GPUs of all engines together. With --colocate this is the actor's number."
     )
-    rollout_num_gpus_per_engine: int = option(1, flag="--rollout-num-gpus-per-engine", help="GPUs of one engine.")
+    rollout_num_gpus_per_engine: int = option(
+        1,
+        flag="--rollout-num-gpus-per-engine",
+        help="GPUs of one engine; more than --num-gpus-per-node, a multiple of it, put the engine on several nodes.",
+    )
     num_gpus_per_node: int = option(8, flag="--num-gpus-per-node", help="GPUs of one node.")
     colocate: bool = option(False, flag="--colocate", help="Train and generate on the same GPUs, in turn.")
     offload: bool = option(False, flag="--offload", help="Same as --offload-train and --offload-rollout.")

@@ -41,9 +41,9 @@ class EngineRecord(Record):
 
     Capabilities: ``cpu``, ``cuda``; ``batch_stream`` (one HTTP call takes many requests and answers each as it ends);
     ``concurrency:--flag`` (the option of its own that says how many calls one engine takes at a time); ``several_gpus`` (an
-    engine may have more than one); ``external`` (it attaches to servers that run already); ``routed_experts`` (it says which
-    experts each token went to); ``true_on_policy``, as of backends; and the weight transports ``shared_file``, ``cuda_ipc``,
-    ``broadcast``, ``process_group``, ``disk``.
+    engine may have more than one); ``several_nodes`` (of more than one node, with a process on each); ``external`` (it attaches to
+    servers that run already); ``routed_experts`` (it says which experts each token went to); ``true_on_policy``, as of backends;
+    and the weight transports ``shared_file``, ``cuda_ipc``, ``broadcast``, ``process_group``, ``disk``.
 
     Attributes:
         router: ``package.module:attribute`` of the :class:`miles_core.protocols.Router` that stands in front of several engines of

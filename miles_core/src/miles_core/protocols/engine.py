@@ -19,6 +19,8 @@ class EngineLaunch:
         port: port to bind to; 0 lets the engine choose.
         devices: physical accelerator ids, empty on CPU; for an engine over several nodes those of this node.
         node_rank, num_nodes: this node's part of an engine over several nodes; only node 0 serves HTTP.
+        meeting: where the parts of such an engine meet, ``HOST:PORT`` on node 0, an IPv6 address in brackets; the 63 ports that
+            follow were free, too. Empty for an engine of one node.
         seed: seed of sampling where a request names none.
         memory_saver: whether :meth:`RolloutEngine.release_memory` will be used.
         log_dir: where to write logs.
@@ -33,6 +35,7 @@ class EngineLaunch:
     devices: tuple[int, ...] = ()
     node_rank: int = 0
     num_nodes: int = 1
+    meeting: str = ""
     seed: int = 42
     memory_saver: bool = False
     log_dir: Path | None = None

@@ -26,6 +26,7 @@ from miles_core.runtime.plan import Front, PlacementPlan, RunPlan
 from miles_core.runtime.processors import usable_cpus
 from miles_core.runtime.rollout_process import RolloutProcess
 from miles_core.runtime.router_process import RouterProcess
+from miles_core.runtime.seats import Place, Seats, seat
 from miles_core.runtime.supervisor import Supervisor
 from miles_core.runtime.trainer_process import TrainerProcess
 from miles_core.runtime.watch import GROUPS
@@ -42,7 +43,8 @@ class Crew:
     Attributes:
         trainers: one Ray actor per rank of the actor.
         critics: one per rank of the critic; none without one.
-        engines: one actor per engine.
+        engines: one actor per engine: of its first part, where it is on several nodes.
+        parts: all actors of each engine.
         router: the actor of the router in front of them, or None.
         rollout: the rollout manager's actor.
         medic: who starts engines again that die; None where the run ends with them.
@@ -55,6 +57,7 @@ class Crew:
     trainers: list[Any] = field(default_factory=list)
     critics: list[Any] = field(default_factory=list)
     engines: list[Any] = field(default_factory=list)
+    parts: list[list[Any]] = field(default_factory=list)
     router: Any = None
     rollout: Any = None
     medic: Medic | None = None
@@ -126,11 +129,11 @@ class Crew:
 
     def close(self) -> None:
         """Let every process end well."""
-        engines = self.engines
+        ranks: Sequence[int] = range(len(self.engines))
         if self.medic is not None:
-            engines = [engines[rank] for rank in self.medic.reachable]
+            ranks = self.medic.reachable
             self.medic.close()
-        stops = [e.call.remote("stop") for e in engines]
+        stops = [part.call.remote("stop") for rank in ranks for part in self.parts[rank]]
         refs = [*(t.close.remote() for t in [*self.trainers, *self.critics]), *(r.call.remote("stop") for r in self.routers)]
         self.supervisor.wait([*refs, self.rollout.close.remote()], "processes to end", 60)
         losing = None if self.medic is None else lambda number, why: None
@@ -143,7 +146,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     supervisor = Supervisor(cluster, run_dir)
     crew = Crew(plan, supervisor)
     placement = plan.placement
-    slots, devices = _slots(cluster, placement)
+    slots, seats = _seats(cluster, placement)
     at_once = placement.trainers if placement.colocate else placement.trainers + placement.critics
     taking_turns = config.get(LoopOptions).loop == "sync"
     beside = 0 if taking_turns else placement.engines
@@ -158,31 +161,24 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
 
     for rank in range(placement.trainers):
         identity = ProcessIdentity("trainer", rank, run_dir, trainer_env)
-        actor = _on(TrainerProcess, placement, slots[rank], TRAINER_SHARE).remote(identity, config, plan)
+        actor = _on(TrainerProcess, placement, slots[seats.ranks[rank].bundle], TRAINER_SHARE).remote(identity, config, plan)
         crew.trainers.append(actor)
         supervisor.watch(identity, actor)
     first = 0 if placement.colocate else placement.trainers
     for rank in range(placement.critics):
         identity = ProcessIdentity("critic", rank, run_dir, critic_env)
-        actor = _on(CriticProcess, placement, slots[first + rank], TRAINER_SHARE).remote(identity, config, plan)
+        actor = _on(CriticProcess, placement, slots[seats.ranks[first + rank].bundle], TRAINER_SHARE).remote(identity, config, plan)
         crew.critics.append(actor)
         supervisor.watch(identity, actor)
-    first = 0 if placement.colocate else placement.trainers + placement.critics
-    each = placement.devices_per_engine
-    places = EnginePlaces(
-        config,
-        plan,
-        slots[first::each],
-        [tuple(devices[first + rank * each : first + (rank + 1) * each]) for rank in range(placement.engines)] if each > 1 else (),
-        engine_env,
-        host,
-        config.get(TrainingOptions).seed,
-    )
+    on_slots = [[slots[part[0].bundle] for part in parts] for parts in seats.engines]
+    several = placement.devices_per_engine > 1
+    devices = [[_numbers(part) for part in parts] for parts in seats.engines] if several else ()
+    places = EnginePlaces(config, plan, on_slots, devices, engine_env, host, config.get(TrainingOptions).seed)
     members = []
     for rank in range(placement.engines):
-        identity, actor = places.process(rank)
-        crew.engines.append(actor)
-        members.append(supervisor.watch(identity, actor))
+        members.append(supervisor.watch_parts(places.processes(rank)))
+        crew.parts.append([member.actor for member in members[-1]])
+        crew.engines.append(crew.parts[-1][0])
     beside_devices = {**vendor().hidden(), "OMP_NUM_THREADS": "1"}
     if plan.plugins.router is not None:
         identity = ProcessIdentity("router", 0, run_dir, beside_devices)
@@ -195,11 +191,11 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     supervisor.learn_pids()
     _write_pids(supervisor, run_dir)
 
-    starts = [engine.start.remote(places.launch(rank)) for rank, engine in enumerate(crew.engines)]
+    starts = [start for rank, parts in enumerate(crew.parts) for start in places.start(rank, parts)]
     groups = [ranks for ranks in (crew.trainers, crew.critics) if ranks]
     addresses = supervisor.wait([ranks[0].rendezvous.remote(spans_nodes) for ranks in groups], "first ranks", START_TIMEOUT)
     setups = [rank.setup.remote(address) for ranks, address in zip(groups, addresses, strict=True) for rank in ranks]
-    urls = supervisor.wait(starts, "engines to start", START_TIMEOUT)
+    urls = supervisor.wait(starts, "engines to start", START_TIMEOUT)[:: placement.nodes_per_engine]
     front = None
     if crew.router is not None:
         launch = RouterLaunch(tuple(urls), plan.checkpoint, host, log_dir=run_dir / "logs")
@@ -210,7 +206,7 @@ def start_crew(config: Config, plan: RunPlan, cluster: Cluster) -> Crew:
     crew.critic_data_size = infos[len(crew.trainers)]["data_size"] if crew.critics else 0
     health = config.get(FaultToleranceOptions)
     if health.use_fault_tolerance and crew.engines:
-        crew.medic = Medic(places, supervisor, crew.engines, crew.router, health, trains=bool(crew.trainers))
+        crew.medic = Medic(places, supervisor, crew.engines, crew.router, health, bool(crew.trainers), crew.parts)
         crew.medic.moved = lambda: _write_pids(supervisor, run_dir)
         crew.medic.admit(members, list(urls))
     return crew
@@ -240,21 +236,31 @@ def _environment(placement: PlacementPlan, concurrent: int) -> dict[str, str]:
     return env
 
 
-def _slots(cluster: Cluster, placement: PlacementPlan) -> tuple[list[PlacementGroupSchedulingStrategy], list[int]]:
-    """One scheduling slot per device and its number, ordered by node and number, so that neighbours share a node."""
+def _numbers(part: Sequence[Place]) -> tuple[int, ...]:
+    """Of the accelerators of a part of an engine."""
+    return tuple(place.device for place in part if place.device is not None)
+
+
+def _seats(cluster: Cluster, placement: PlacementPlan) -> tuple[list[PlacementGroupSchedulingStrategy], Seats]:
+    """A scheduling slot per device, by bundle, and who gets which. Neighbours share a node."""
     slots = [
         PlacementGroupSchedulingStrategy(cluster.group, placement_group_bundle_index=i, placement_group_capture_child_tasks=True)
         for i in range(placement.devices)
     ]
-    if len(ray.nodes()) == 1 and placement.device == "cpu":
-        return slots, []
 
-    def where() -> tuple[list[int], list[str]]:
+    def where() -> tuple[list[int], str, list[str]]:
         address = ray.util.get_node_ip_address()
-        return [int(part) if part.isdigit() else ord(part[0]) for part in address.split(".")], ray.get_gpu_ids()
+        parts = [int(part) if part.isdigit() else ord(part[0]) for part in address.split(".")]
+        return parts, ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
 
-    share = {"num_gpus": TRAINER_SHARE} if placement.device == "cuda" else {}
-    probes = [ray.remote(where).options(num_cpus=0.1, scheduling_strategy=slot, **share).remote() for slot in slots]
-    places = ray.get(probes, timeout=120)
-    order = sorted(range(len(slots)), key=lambda i: (places[i][0], [int(g) for g in places[i][1]]))
-    return [slots[i] for i in order], [int(places[i][1][0]) for i in order if places[i][1]]
+    if len(ray.nodes()) == 1 and placement.device == "cpu":
+        places = [Place(i, "") for i in range(len(slots))]
+    else:
+        share = {"num_gpus": TRAINER_SHARE} if placement.device == "cuda" else {}
+        probes = [ray.remote(where).options(num_cpus=0.1, scheduling_strategy=slot, **share).remote() for slot in slots]
+        found = ray.get(probes, timeout=120)
+        order = sorted(range(len(slots)), key=lambda i: (*found[i][:2], [int(g) for g in found[i][2]]))
+        places = [Place(i, found[i][1], int(found[i][2][0]) if found[i][2] else None) for i in order]
+    engines = 0 if placement.external else placement.engines
+    parts = placement.nodes_per_engine
+    return slots, seat(places, engines, parts, placement.devices_per_engine // parts, shared=placement.colocate)

@@ -12,10 +12,12 @@ from miles_core.accelerator.vendors import visible_ids
 from miles_core.options import Config
 from miles_core.plugins.refs import PluginRef
 from miles_core.protocols import EngineLaunch
-from miles_core.runtime.identity import ProcessIdentity, host_address, recorded
+from miles_core.runtime.identity import ProcessIdentity, free_ports, host_address, recorded
 from miles_core.runtime.watch import Watched
 
 SENTINEL_SECONDS = 0.5
+MEETING_PORTS = 64
+"""That the parts of an engine over several nodes may use, in a row."""
 
 
 class EngineProcess(Watched):
@@ -28,8 +30,14 @@ class EngineProcess(Watched):
         self._serves = False
 
     @recorded
-    def start(self, launch: EngineLaunch) -> str:
-        """Start the engine on this process's devices; returns its URL."""
+    def meeting(self, host: str) -> str:
+        """Where the parts of an engine, of which this is the first, can meet; ``host`` is empty for the address of this node."""
+        host = host or host_address()
+        return f"{f'[{host}]' if ':' in host else host}:{free_ports(host, MEETING_PORTS)}"
+
+    @recorded
+    def start(self, launch: EngineLaunch, meeting: str = "") -> str:
+        """Start the engine on this process's devices; returns its URL, which only the first of its parts has."""
         import dataclasses
 
         from miles_core.config import RouterOptions
@@ -38,7 +46,7 @@ class EngineProcess(Watched):
         self._engine: Any = create(self._ref, self.config)
         key = self.config.get(RouterOptions).miles_router_api_key
         host, devices = launch.host or host_address(), launch.devices or visible_ids()
-        url = str(self._engine.start(dataclasses.replace(launch, host=host, devices=devices, api_key=key)))
+        url = str(self._engine.start(dataclasses.replace(launch, host=host, devices=devices, api_key=key, meeting=meeting)))
         self._serves = True
         return url
 

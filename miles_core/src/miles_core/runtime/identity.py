@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import functools
 import json
@@ -28,6 +29,7 @@ class ProcessIdentity:
     Attributes:
         role: ``trainer``, ``critic``, ``engine``, ``router`` or ``rollout``.
         rank: its number among its kind.
+        part: of an engine over several nodes, the number of the node; the first is the engine itself.
         run_dir: the run folder; the process logs to ``logs/<role>-<rank>.log`` in it.
         environment: variables to set before anything heavy is imported.
         search_path: folders of the driver's ``PYTHONPATH``.
@@ -40,11 +42,12 @@ class ProcessIdentity:
     search_path: tuple[str, ...] = field(
         default_factory=lambda: tuple(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
     )
+    part: int = 0
 
     @property
     def name(self) -> str:
-        """``trainer-0`` and the like."""
-        return f"{self.role}-{self.rank}"
+        """``trainer-0`` and the like; ``engine-0-node-1`` for the second part of an engine."""
+        return f"{self.role}-{self.rank}" + (f"-node-{self.part}" if self.part else "")
 
     @property
     def log(self) -> Path:
@@ -143,6 +146,28 @@ def host_address() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address())
+
+
+def free_ports(host: str, count: int) -> int:
+    """The first of ``count`` TCP ports in a row that were free a moment ago.
+
+    Raises:
+        OSError: there is no such row, or ``host`` is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        first = free_port(host)
+        if first + count > 65536:
+            continue
+        try:
+            with contextlib.ExitStack() as probes:
+                for port in range(first, first + count):
+                    probes.enter_context(socket.socket(family, socket.SOCK_STREAM)).bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
+        return first
 
 
 def free_port(host: str = "") -> int:

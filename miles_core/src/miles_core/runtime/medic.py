@@ -38,6 +38,7 @@ class Medic:
 
     Args:
         engines: the actors, which are replaced in place.
+        parts: all actors of each engine, the first is that of ``engines``; replaced in place, too.
         router: the actor of core's router.
         trains: whether weights are published at all; the checkpoint's are served otherwise.
 
@@ -55,6 +56,7 @@ class Medic:
     router: Any
     options: FaultToleranceOptions
     trains: bool
+    parts: list[list[Any]]
     patients: list[Patient] = field(default_factory=list)
     may_start: bool = True
     version: int | None = None
@@ -64,12 +66,12 @@ class Medic:
     _publishing: bool = False
     _closed: bool = False
 
-    def admit(self, members: list[Member], urls: list[str]) -> None:
-        """Look after engines that have started."""
-        nodes = self.supervisor.wait([engine.node.remote() for engine in self.engines], "engines", 60)
-        for rank, (member, url, node) in enumerate(zip(members, urls, nodes, strict=True)):
-            patient = Patient(rank, member, url, node)
-            member.lost = lambda why, patient=patient: self._fell(patient, why)  # type: ignore[misc]
+    def admit(self, members: list[list[Member]], urls: list[str]) -> None:
+        """Look after engines that have started, each with the processes of all its parts."""
+        for rank, (parts, url) in enumerate(zip(members, urls, strict=True)):
+            nodes = self.supervisor.wait([member.actor.node.remote() for member in parts], "engines", 60)
+            patient = Patient(rank, parts, url, nodes)
+            self._adopt(patient)
             self.patients.append(patient)
             self._enter(patient, State.UP)
             patient.asked = patient.since + self.options.rollout_health_check_first_wait
@@ -99,7 +101,7 @@ class Medic:
         if self._closed:
             return
         for patient in self.patients:
-            if patient.state is not State.DOWN and patient.member.pid:
+            if patient.state is not State.DOWN and all(member.pid for member in patient.members):
                 self._listen(patient)
             if patient.state is State.BARE:
                 self._dress(patient)
@@ -112,7 +114,6 @@ class Medic:
         """An engine is of no use any more: end it, and start it again, unless another than ``actor`` is in its place by now."""
         patient = self.patients[rank]
         if patient.state is not State.DOWN and (actor is None or actor is self.engines[rank]):
-            self.supervisor.dismiss(patient.member)
             self._fell(patient, why)
 
     def settle(self) -> None:
@@ -165,31 +166,33 @@ class Medic:
     def _listen(self, patient: Patient) -> None:
         """Ask for a sign of life when it is time, and see whether the last question was answered."""
         now, timeout = time.monotonic(), self.options.rollout_health_check_timeout
-        if patient.beat is None:
+        if not patient.beat:
             if now >= patient.asked:
-                actor = self.engines[patient.rank]
-                # An engine that has not started has no health yet, but its process has to be there.
-                starts = patient.state is State.STARTING
-                patient.beat, patient.asked = actor.pid.remote() if starts else actor.heartbeat.remote(timeout), now
+                # An engine that has not started has no health yet, but its processes have to be there.
+                starts, actors = patient.state is State.STARTING, self.parts[patient.rank]
+                patient.beat = tuple(actor.pid.remote() if starts else actor.heartbeat.remote(timeout) for actor in actors)
+                patient.asked = now
             return
-        ready, _ = ray.wait([patient.beat], timeout=0)
-        if not ready:
+        ready, silent = ray.wait(list(patient.beat), num_returns=len(patient.beat), timeout=0)
+        if silent:
             if now > patient.asked + timeout + SLACK:
                 self.replace(patient.rank, f"it gave no sign of life for {timeout:g} s")
             return
         try:
-            ray.get(patient.beat)
+            ray.get(ready)
         except ray.exceptions.RayActorError:
             return  # the supervisor tells why
         except Exception as error:
             self.replace(patient.rank, first_line(error))
             return
-        patient.beat, patient.asked = None, now + self.options.rollout_health_check_interval
+        patient.beat, patient.asked = (), now + self.options.rollout_health_check_interval
 
     def _fell(self, patient: Patient, why: str) -> None:
-        """An engine has ended, or is ended now."""
+        """An engine has ended, or a part of it has, or is ended now: with all its parts."""
         if self._closed:
             return
+        for member in patient.members:
+            self.supervisor.dismiss(member)
         if patient.state in (State.UP, State.BARE, State.JOINING):
             patient.fell = time.monotonic()
             self.tell(f"{patient.name} is lost: {why}; it is started again")
@@ -213,15 +216,28 @@ class Medic:
         if not self.may_start or (patient.failed and time.monotonic() - patient.since < PAUSE):
             return
         # What the process that is gone left there would pass for the cause of the next error of the run.
-        patient.member.identity.failure_file.unlink(missing_ok=True)
-        identity, actor = self.places.process(patient.rank)
-        patient.member = self.supervisor.watch(identity, actor)
-        patient.member.lost = lambda why: self._fell(patient, why)
-        self.engines[patient.rank] = actor
+        for member in patient.members:
+            member.identity.failure_file.unlink(missing_ok=True)
+        patient.members = self.supervisor.watch_parts(self.places.processes(patient.rank))
+        self._adopt(patient)
+        actors = self.parts[patient.rank] = [member.actor for member in patient.members]
+        self.engines[patient.rank] = actors[0]
         # In this order: the calls of one actor are answered one after the other.
-        learned = actor.pid.remote(), actor.node.remote(), actor.start.remote(self.places.launch(patient.rank))
-        self._enter(patient, State.STARTING, learned)
-        patient.beat, patient.asked = None, patient.since
+        learned = [*(actor.pid.remote() for actor in actors), *(actor.node.remote() for actor in actors)]
+        self._enter(patient, State.STARTING, (*learned, *self.places.start(patient.rank, actors)))
+        patient.beat, patient.asked = (), patient.since
+
+    def _adopt(self, patient: Patient) -> None:
+        """Be told of the end of any of an engine's processes."""
+        for member in patient.members:
+            whose = f"{member.identity.name}: " if member.identity.part else ""
+            member.lost = lambda why, whose=whose: self._fell(patient, whose + why)
+
+    def _learn(self, patient: Patient, calls: list[Any], ready: list[Any]) -> None:
+        """The ids of the processes that have said them."""
+        for member, call in zip(patient.members, calls, strict=False):
+            if call in ready:
+                member.pid = ray.get(call)
 
     def _dress(self, patient: Patient) -> None:
         """Give an engine that has started the weights that are served, as soon as they can be had."""
@@ -254,15 +270,17 @@ class Medic:
         if failure is not None:
             self.replace(patient.rank, first_line(failure))
         elif waiting:
-            if patient.state is State.STARTING and calls[0] in ready:
-                patient.member.pid = ray.get(calls[0])
+            if patient.state is State.STARTING:
+                self._learn(patient, calls, ready)
             if time.monotonic() - patient.since > RESTART_SECONDS:
                 self.replace(patient.rank, f"it {patient.state.value} for more than {RESTART_SECONDS:.0f} s")
         elif patient.state is State.STARTING:
-            patient.member.pid, patient.node, patient.url = ray.get(calls)
+            self._learn(patient, calls, ready)
+            count = len(patient.members)
+            patient.nodes, (patient.url, *_) = ray.get(calls[count : 2 * count]), ray.get(calls[2 * count :])
             self.moved()
             self._enter(patient, State.BARE)
-            patient.beat, patient.asked = None, patient.since + self.options.rollout_health_check_first_wait
+            patient.beat, patient.asked = (), patient.since + self.options.rollout_health_check_first_wait
         elif patient.state is State.LOADING:
             self._join(patient)
         else:
@@ -272,17 +290,17 @@ class Medic:
             self.tell(f"{patient.name} is back with {what} after {time.monotonic() - patient.fell:.0f} s")
 
     def _end(self, patient: Patient) -> None:
-        """End a process that may be stopped or stuck, and all that it has started."""
-        actor, pid = self.engines[patient.rank], patient.member.pid
-        with contextlib.suppress(Exception):
-            ray.kill(actor)
-        if not pid:
-            return
-        if patient.node == ray.get_runtime_context().get_node_id():
-            end_tree(pid, patient.member.identity)
-        else:
-            there = NodeAffinitySchedulingStrategy(patient.node, soft=False)
-            ray.remote(end_tree).options(num_cpus=0, scheduling_strategy=there).remote(pid, patient.member.identity)
+        """End processes that may be stopped or stuck, and all that they have started."""
+        for member, node in zip(patient.members, patient.nodes, strict=True):
+            with contextlib.suppress(Exception):
+                ray.kill(member.actor)
+            if not member.pid:
+                continue
+            if node == ray.get_runtime_context().get_node_id():
+                end_tree(member.pid, member.identity)
+            else:
+                there = NodeAffinitySchedulingStrategy(node, soft=False)
+                ray.remote(end_tree).options(num_cpus=0, scheduling_strategy=there).remote(member.pid, member.identity)
 
 
 def _failure(call: Any) -> Exception | None:

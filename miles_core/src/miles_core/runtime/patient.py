@@ -31,25 +31,32 @@ class Patient:
     """An engine, as the medic sees it.
 
     Attributes:
-        step: the call that ends its state.
+        members, nodes: its processes, one for each node that it is on, and those nodes.
+        step: the calls that end its state.
         since: when it came into its state.
-        beat, asked: the question for a sign of life that is open, and when it was asked, or the next one is due.
+        beat, asked: the questions for a sign of life that are open, one to each process, and when they were
+            asked, or the next are due.
         fell: when it went down.
         failed: how often in a row it did not come up.
     """
 
     rank: int
-    member: Member
+    members: list[Member]
     url: str
-    node: str
+    nodes: list[str]
     state: State = State.UP
     step: Any = None
     since: float = 0.0
-    beat: Any = None
+    beat: tuple[Any, ...] = ()
     asked: float = 0.0
     fell: float = 0.0
     failed: int = 0
     why: str = ""
+
+    @property
+    def member(self) -> Member:
+        """The process that others know as the engine."""
+        return self.members[0]
 
     @property
     def name(self) -> str:

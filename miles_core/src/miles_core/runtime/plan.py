@@ -75,6 +75,7 @@ class PlacementPlan:
         trainers: ranks that train the actor, one per device.
         engines: engine processes.
         devices_per_engine: devices of one engine.
+        nodes_per_engine: nodes of one engine, each with as many of its devices.
         colocate: engines use the trainers' devices, in turn.
         offload_train, offload_rollout: whether each side frees the device for the other.
         communication: ``gloo`` or ``nccl``.
@@ -94,6 +95,7 @@ class PlacementPlan:
     engine_port: int | None = None
     critics: int = 0
     external: tuple[str, ...] = ()
+    nodes_per_engine: int = 1
 
     @property
     def devices(self) -> int:

@@ -29,6 +29,7 @@ class Member:
     Attributes:
         sentinel: a call that ends when the process does, or with a text when it can go on no more.
         lost: told why it ended, of a process that is replaced; without it the run ends with the process.
+        peers: the other parts of its engine, which end with it.
     """
 
     identity: ProcessIdentity
@@ -36,6 +37,7 @@ class Member:
     sentinel: Any
     pid: int = 0
     lost: Callable[[str], None] | None = None
+    peers: list[Member] = field(default_factory=list)
 
 
 @dataclass
@@ -54,6 +56,13 @@ class Supervisor:
         member = Member(identity, actor, actor.sentinel.remote())
         self.members.append(member)
         return member
+
+    def watch_parts(self, parts: Sequence[tuple[ProcessIdentity, Any]]) -> list[Member]:
+        """Take the processes of one engine under supervision."""
+        members = [self.watch(identity, actor) for identity, actor in parts]
+        for member in members:
+            member.peers = [other for other in members if other is not member]
+        return members
 
     def dismiss(self, member: Member) -> None:
         """Supervise a process no more."""
@@ -207,7 +216,7 @@ class Supervisor:
             "M481",
             f"process {name}{pid} died",
             owner="miles-core",
-            why=_reason(member, error),
+            why="; ".join([_reason(member, error), *(_ends(member) if member else ())]),
             fix=f"see {member.identity.log if member else self.run_dir / 'logs'}; go on from the last saved state with --load",
             traceback=tail,
             process=name,
@@ -257,6 +266,14 @@ def first_line(error: BaseException) -> str:
         return "its process ended"
     cause = getattr(error, "cause", None) or error
     return cause.line() if isinstance(cause, MilesError) else f"{type(cause).__name__}: {cause}".splitlines()[0]
+
+
+def _ends(member: Member) -> list[str]:
+    """What ended at about the same time of the engine that a process is a part of: either may be the cause."""
+    if not member.peers:
+        return []
+    gone, _ = ray.wait([peer.sentinel for peer in member.peers], num_returns=len(member.peers), timeout=0)
+    return [f"{peer.identity.name} ended, too: {_reason(peer, None)}" for peer in member.peers if peer.sentinel in gone]
 
 
 def _reason(member: Member | None, error: BaseException | None) -> str:

@@ -191,6 +191,10 @@ class TrainerProcess(RankProcess):
             firsts = range(0, min(engines * size, placement.trainers), size) if all(exports) else ()
             # Making a group is collective: every rank makes all of them.
             blocks = [tuple(range(first, first + size)) for first in firsts]
+            if placement.nodes_per_engine > 1 and not all(exports):
+                what = "engines over several nodes cannot take weights from trainers on their GPUs"
+                why = "only some ranks of this backend export, and a handle of GPU memory is worth nothing on another node"
+                raise RunError("M536", what, owner="miles-core", why=why, fix="leave --colocate out, or take engines of one node")
             self._groups = {block: dist.new_group(list(block), backend="gloo") for block in blocks}
         return next((block for block in self._groups if self.rank in block), ())
 

@@ -71,12 +71,6 @@ def _check_arguments(event: Configure) -> None:
 
 def _check_parallel(event: Configure, server: Any) -> None:
     gpus = event.config.peek(ClusterOptions).rollout_num_gpus_per_engine
-    node = event.config.peek(ClusterOptions).num_gpus_per_node
-    if gpus > node:
-        what = f"--rollout-num-gpus-per-engine {gpus} is more than --num-gpus-per-node {node}"
-        why = "the run starts engines of one node; it can use larger ones that run already"
-        fix = "lower it, or start the servers and give --rollout-external"
-        event.error(UsageError("M510", what, owner=OWNER, why=why, fix=fix))
     if server.pp_size > 1:
         why = "its stages would need weights of their own"
         fix = "shard engines by --rollout-num-gpus-per-engine alone"

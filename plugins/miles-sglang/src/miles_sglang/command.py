@@ -59,7 +59,7 @@ def arguments(options: Any, launch: EngineLaunch, port: int, *, tp: int, routed:
         # SGLang's own choice for a checkpoint in float32 is float16, whose range is too small for training.
         chosen["dtype"] = "float16" if checkpoint_dtype(launch.model) == "float16" else "bfloat16"
     if launch.num_nodes > 1:
-        chosen |= {"nnodes": launch.num_nodes, "node_rank": launch.node_rank}
+        chosen |= {"nnodes": launch.num_nodes, "node_rank": launch.node_rank, "dist_init_addr": launch.meeting}
     loaders = [*(getattr(options, "custom_weight_loader", None) or ()), LOADER, REPORTER]
     chosen |= {"custom_weight_loader": loaders, **extra}
     line: list[str] = []

@@ -28,6 +28,8 @@ from miles_sglang.transaction import WeightSync
 PauseMode = Literal["abort", "retract", "in_place"]
 TAGS = ("weights", "kv_cache")
 GRAPHS = "cuda_graph"
+BOOTSTRAP = 63
+"""Port of the bootstrap server behind the one where nodes meet; SGLang itself takes those that follow at once."""
 FLUSH_SECONDS = 30.0
 PAUSE_SECONDS = 120.0
 GENERATING_SECONDS = 3.0
@@ -54,6 +56,7 @@ class SGLangEngine:
         self._defined = True
         self._tp = 1
         self._saver = False
+        self._mourned: ServerProcess | None = None
 
     def start(self, launch: EngineLaunch) -> str:
         """See the protocol. On a node but the first it returns at once, with no URL: only the first serves HTTP.
@@ -136,7 +139,9 @@ class SGLangEngine:
         if not count:
             return {}
         if launch.rank < count:
-            return {"disaggregation_mode": "prefill", "disaggregation_bootstrap_port": free_port(launch.host)}
+            # Every part of a server has to know the port that its first node opens.
+            port = int(launch.meeting.rpartition(":")[2]) + BOOTSTRAP if launch.meeting else free_port(launch.host)
+            return {"disaggregation_mode": "prefill", "disaggregation_bootstrap_port": port}
         return {"disaggregation_mode": "decode"}
 
     def _key_file(self, key: str | None) -> list[str]:
@@ -178,6 +183,9 @@ class SGLangEngine:
         code = process.ended() if process is not None else None
         if process is None or code is None:
             return ""
+        if process is not self._mourned:
+            self._mourned = process
+            log.error("the end of %s:\n%s", process.log, process.tail())
         return f"the {process.name} ended with exit code {code}: {process.last_line()}"
 
     @property

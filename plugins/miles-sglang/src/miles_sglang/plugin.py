@@ -26,7 +26,14 @@ def miles_engine() -> Sequence[EngineRecord]:
             summary="SGLang servers on GPUs, launched by the run; every argument of theirs is --sglang-*",
             capabilities=frozenset(
                 {
-                    *("cuda", "routed_experts", "several_gpus", "external", "concurrency:--sglang-server-concurrency"),
+                    *(
+                        "cuda",
+                        "routed_experts",
+                        "several_gpus",
+                        "several_nodes",
+                        "external",
+                        "concurrency:--sglang-server-concurrency",
+                    ),
                     *("cuda_ipc", "process_group", "disk"),
                 }
             ),

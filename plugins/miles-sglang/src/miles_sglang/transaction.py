@@ -120,8 +120,10 @@ class WeightSync:
 
     def _disk(self, bucket: WeightBucket) -> None:
         """SGLang reads folders: one with nothing but this bucket's file."""
-        with tempfile.TemporaryDirectory(prefix="miles-weights-") as folder:
-            (Path(folder) / "model.safetensors").symlink_to(Path(str(bucket.handle["path"])).resolve())
+        file = Path(str(bucket.handle["path"])).resolve()
+        # Beside the file, where every node of the server sees it.
+        with tempfile.TemporaryDirectory(prefix="miles-weights-", dir=file.parent) as folder:
+            (Path(folder) / "model.safetensors").symlink_to(file)
             self._update("/update_weights_from_disk", model_path=folder, load_format="safetensors")
 
     def _update(self, path: str, **document: Any) -> None:

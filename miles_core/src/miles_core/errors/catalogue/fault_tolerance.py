@@ -1,4 +1,4 @@
-"""M530 to M533: engines that are started again."""
+"""M530 to M533: engines that are started again; M534 to M536: engines over several nodes."""
 
 from __future__ import annotations
 
@@ -45,6 +45,37 @@ FAULT_TOLERANCE: dict[str, Explanation] = {
         example=(
             "M533 miles-core 0.1.0: version 7 of the weights could not be published 5 times: M470 miles-core: engine-0 failed "
             "taking bucket 0 of version 7. Do: see the engines' logs; go on from the last saved state with --load"
+        ),
+    ),
+    "M534": Explanation(
+        title="An engine that does not fit the nodes",
+        meaning="`--rollout-num-gpus-per-engine` is more than a node has, and not whole nodes, or the engine knows one node only.",
+        remedy="Give a multiple of `--num-gpus-per-node` with an engine that spans nodes, on a Ray cluster that has them.",
+        example=(
+            "M534 miles-core 0.1.0: --rollout-num-gpus-per-engine 12 (command line) is no multiple of --num-gpus-per-node 8 "
+            "(default): an engine over several nodes has every GPU of each. Do: take 8 or 16"
+        ),
+    ),
+    "M535": Explanation(
+        title="An engine's GPUs are not on one node",
+        meaning="What Ray has reserved leaves an engine, or a part of one, with GPUs of several nodes.",
+        remedy="Have whole nodes free, each with `--num-gpus-per-node` GPUs; other runs may hold some of them.",
+        example=(
+            "M535 miles-core: engine-0 does not get 8 devices of one node: no node has so many of those that are reserved. Do: "
+            "see that --num-gpus-per-node is what the nodes have, and that whole nodes are free"
+        ),
+    ),
+    "M536": Explanation(
+        title="Colocated engines over several nodes without weights on each",
+        meaning=(
+            "With `--colocate` each rank of an engine opens GPU memory of the trainer beside it, so that every training rank has "
+            "to export weights; this backend exports on some ranks only."
+        ),
+        remedy="Give engines GPUs of their own, or keep each on one node.",
+        example=(
+            "M536 miles-core: engines over several nodes cannot take weights from trainers on their GPUs: only some ranks of this "
+            "backend export, and a handle of GPU memory is worth nothing on another node. Do: leave --colocate out, or take "
+            "engines of one node"
         ),
     ),
 }

@@ -38,6 +38,7 @@ def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | N
     device = _device(report, machine)
     report.derive(ClusterOptions, device=device)
     _capabilities(report, device)
+    nodes = _nodes_per_engine(report)
     external = check_external_engines(report)
     attaches = report.generates and cluster.rollout_external
     engines = (len(external) or None) if attaches else _engines(report, trainers)
@@ -58,6 +59,7 @@ def check_placement(report: Report, machine: Machine) -> tuple[PlacementPlan | N
         engine_port=cluster.rollout_engine_port,
         critics=critic_ranks(report),
         external=external,
+        nodes_per_engine=nodes,
     )
     _room(report, plan, machine)
     _ports(report, plan)
@@ -144,6 +146,32 @@ def _engines(report: Report, trainers: int) -> int | None:
         )
         return None
     return total // per_engine
+
+
+def _nodes_per_engine(report: Report) -> int:
+    """Nodes that each engine of the run's own is on, in equal parts."""
+    cluster, engine = report.peek(ClusterOptions), report.selection.engine
+    size, node = cluster.rollout_num_gpus_per_engine, cluster.num_gpus_per_node
+    if not report.generates or cluster.rollout_external or engine is None or size <= node or node < 1:
+        return 1
+    said, nodes = report.said(ClusterOptions, "rollout_num_gpus_per_engine"), report.said(ClusterOptions, "num_gpus_per_node")
+    if "several_nodes" not in engine.capabilities:
+        what = f"the engine plugin {engine.name!r} cannot have {said}, more than {nodes}"
+        why, fix = "its engines do not span nodes", "lower it, or choose another engine"
+        report.error("M534", what, owner=f"{engine.distribution} {engine.version}", why=why, fix=fix)
+        return 1
+    if size % node:
+        why = "an engine over several nodes has every GPU of each"
+        report.error(
+            "M534", f"{said} is no multiple of {nodes}", why=why, fix=f"take {size - size % node} or {size + node - size % node}"
+        )
+        return 1
+    if cluster.ray_address is None:
+        what = f"{said} does not fit {nodes}"
+        fix = "give --ray-address of a cluster with several nodes, or lower it"
+        report.error("M534", what, why="a local cluster has one node", fix=fix)
+        return 1
+    return size // node
 
 
 def _offload(report: Report, engines: bool) -> tuple[bool, bool]:
