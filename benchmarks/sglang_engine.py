@@ -86,8 +86,8 @@ def through_run(url: str, folder: Path, args: argparse.Namespace) -> float:
         *(sys.executable, "-m", "miles_core.cli.main", "run", "--backend", "fsdp", "--engine", "sglang", "--algo", "grpo"),
         *("--debug-rollout-only", "--rollout-external", "--rollout-external-engine-addrs", url.removeprefix("http://")),
         *("--hf-checkpoint", str(folder / "model"), "--prompt-data", str(folder / "prompts.jsonl"), "--apply-chat-template"),
-        *("--custom-rm-path", f"{HERE / 'token_reward.py'}:even", "--rollout-batch-size", str(args.requests)),
-        *("--n-samples-per-prompt", "1", "--rollout-max-response-len", str(args.response)),
+        *("--custom-rm-path", f"{HERE / 'token_reward.py'}:even", "--rollout-batch-size", str(args.requests // 2)),
+        *("--n-samples-per-prompt", "2", "--rollout-max-response-len", str(args.response)),
         *("--num-rollout", str(args.rounds), "--sglang-server-concurrency", str(args.concurrency)),
         *("--run-dir", str(folder / "run")),
     ]
@@ -111,15 +111,16 @@ class Handle:
         return [future.result(timeout) for future in futures]
 
 
-def rate(make: Any, url: str, args: argparse.Namespace, first: int) -> float:
-    """Tokens per second, the median of the rounds."""
-    rates = []
-    for round_ in range(args.rounds):
-        batch = requests(args.requests, args.prompt, args.response, first + round_)
-        started = time.perf_counter()
-        tokens = asyncio.run(make(url, batch, args.concurrency))
-        rates.append(tokens / (time.perf_counter() - started))
-    return statistics.median(rates)
+def rates(ways: list[Any], url: str, args: argparse.Namespace, rounds: int) -> list[float]:
+    """Tokens per second of each way, the median of the rounds, in which the ways take turns."""
+    found: list[list[float]] = [[] for _ in ways]
+    for round_ in range(rounds):
+        for number, make in enumerate(ways):
+            batch = requests(args.requests, args.prompt, args.response, 100 * round_ + number)
+            started = time.perf_counter()
+            tokens = asyncio.run(make(url, batch, args.concurrency))
+            found[number].append(tokens / (time.perf_counter() - started))
+    return [statistics.median(each) for each in found]
 
 
 def publish(engine: SGLangEngine, folder: Path, run_dir: Path) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--response", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--run", action="store_true", help="also through a whole run that attaches to the server")
     parser.add_argument("--out", type=Path, help="folder for the results")
     args = parser.parse_args()
@@ -170,9 +171,9 @@ def main() -> None:
             url = engine.start(EngineLaunch(rank=0, model=folder / "model", log_dir=folder))
             figures: dict[str, Any] = {"size": size, "start (s)": round(time.perf_counter() - started, 1)}
             try:
-                warm = argparse.Namespace(**{**vars(args), "rounds": 1, "requests": args.concurrency})
-                rate(straight, url, warm, 100)
-                bare, own = rate(straight, url, args, 200), rate(through_miles, url, args, 300)
+                # The first requests of each way are not counted.
+                rates([straight, through_miles], url, argparse.Namespace(**{**vars(args), "requests": args.concurrency}), 1)
+                bare, own = rates([straight, through_miles], url, args, args.rounds)
                 figures |= {
                     "straight (tokens/s)": round(bare),
                     "through miles (tokens/s)": round(own),

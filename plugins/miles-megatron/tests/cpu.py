@@ -6,6 +6,7 @@ for on ``cuda`` come on the CPU, and ``Tensor.type()`` names CUDA types, which t
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -71,6 +72,8 @@ def apply() -> None:
     cuda.manual_seed = lambda seed: torch.manual_seed(seed)
     cuda.current_stream = lambda *_, **__: _NoStream()
     cuda.stream = lambda *_, **__: _NoStream()
+    # The front half of the compiler, which decides on programs; writing them out takes half a minute.
+    torch.compile = functools.partial(torch.compile, backend="eager")
     cuda.Stream = cuda.Event = _NoStream
     from megatron.core.tensor_parallel import random
 

@@ -131,6 +131,8 @@ SPLITS: dict[str, tuple[str, dict[str, Any]]] = {
     "PP2 virtual": ("deep", {**PP, "virtual_stages": 2}),
     "CP2": ("qwen3", CP),
     "EP2": ("moe", EP),
+    "TP2 compiled": ("qwen3", {**TP, "compile": True}),
+    "EP2 compiled": ("moe", {**EP, "compile": True}),
     "TP2 SP experts": ("moe", SP),
     "CP2 recomputed": ("llama", {**CP, "recompute_granularity": "selective"}),
     "PP2 recomputed": ("qwen3", {**PP, "recompute_granularity": "full", "recompute_method": "block"}),
