@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 
 from miles_core.config import ClusterOptions, FaultToleranceOptions, RoutingOptions  # noqa: E402
 from miles_core.errors import MilesError  # noqa: E402
@@ -58,7 +59,7 @@ def supervisor(tmp_path: Path):
     nodes.shutdown()
 
 
-def servers(folder: Path) -> dict[int, psutil.Process]:
+def servers(checkpoint: Path) -> dict[int, psutil.Process]:
     """The stand-ins that run, by node; not the guards around them."""
     found = {}
     for process in psutil.process_iter():
@@ -66,8 +67,8 @@ def servers(folder: Path) -> dict[int, psutil.Process]:
             line = process.cmdline()
         except psutil.Error:
             continue
-        # A server's own folder of weights is its run's: the log tells it from those of other tests.
-        if len(line) > 1 and line[1] == str(FAKE) and f"--model-path={folder}" in line:
+        # The checkpoint is of this session: stand-ins of other sessions have another.
+        if len(line) > 1 and line[1] == str(FAKE) and f"--model-path={checkpoint}" in line:
             found[next(int(word.partition("=")[2]) for word in line if word.startswith("--node-rank="))] = process
     return found
 
