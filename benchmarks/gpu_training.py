@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import statistics
 import tempfile
 import time
@@ -136,11 +137,22 @@ class Profile:
             step()
             torch.cuda.synchronize()
         rows: dict[str, list[float]] = {}
-        for event in profile.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
-                row = rows.setdefault(event.name, [0.0, 0])
-                row[0] += event.self_device_time_total / 1000
-                row[1] += 1
+        kernels = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA and "#" not in e.name]
+        kernels.sort(key=lambda event: event.time_range.start)
+        for event in kernels:
+            row = rows.setdefault(event.name, [0.0, 0])
+            row[0] += event.self_device_time_total / 1000
+            row[1] += 1
+        idle, until = [], kernels[0].time_range.start
+        for before, event in itertools.pairwise(kernels):
+            until = max(until, before.time_range.end)
+            idle.append(
+                (event.time_range.start - until, event.time_range.start - kernels[0].time_range.start, before.name, event.name)
+            )
+        waited = sum(max(gap, 0.0) for gap, *_ in idle) / 1000
+        print(f"\n{self.name}: {waited:.1f} ms without a kernel; the longest:")
+        for gap, at, before, after in sorted(idle, reverse=True)[:12]:
+            print(f"{gap / 1000:9.2f} ms at {at / 1000:7.1f}  {before[:60]} | {after[:60]}")
         print(f"\n{self.name}: {sum(ms for ms, _ in rows.values()):.1f} ms of kernels")
         for kernel, (ms, count) in sorted(rows.items(), key=lambda item: -item[1][0])[:45]:
             print(f"{ms:9.2f} ms {count:6.0f}  {kernel[:150]}")
