@@ -72,6 +72,7 @@ def test_names_of_hip(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.name, found.type, found.collectives, found.library) == ("hip", "cuda", "nccl", "rccl")
     assert found.groups("nccl") == "cpu:gloo,cuda:nccl"
     assert (CudaAccelerator().library, CudaAccelerator().groups("gloo")) == ("nccl", "gloo")
+    assert found.nvidia_generation() == 0
 
 
 @pytest.mark.parametrize(

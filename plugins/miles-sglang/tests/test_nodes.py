@@ -60,7 +60,7 @@ def supervisor(tmp_path: Path):
 
 
 def servers(checkpoint: Path) -> dict[int, psutil.Process]:
-    """The stand-ins that run, by node; not the guards around them."""
+    """The stand-ins for parts of an engine that run, by node; not the guards around them, and no engine of one node."""
     found = {}
     for process in psutil.process_iter():
         try:
@@ -69,7 +69,7 @@ def servers(checkpoint: Path) -> dict[int, psutil.Process]:
             continue
         # The checkpoint is of this session: stand-ins of other sessions have another.
         if len(line) > 1 and line[1] == str(FAKE) and f"--model-path={checkpoint}" in line:
-            found[next(int(word.partition("=")[2]) for word in line if word.startswith("--node-rank="))] = process
+            found.update((int(word.partition("=")[2]), process) for word in line if word.startswith("--node-rank="))
     return found
 
 

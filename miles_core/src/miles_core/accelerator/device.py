@@ -107,6 +107,10 @@ class Accelerator:
         """What PyTorch's profiler is to look at."""
         return [torch.profiler.ProfilerActivity.CPU]
 
+    def nvidia_generation(self, device: torch.device | str | None = None) -> int:
+        """The major compute capability of an NVIDIA device (9 is Hopper); 0 of anything else."""
+        return 0
+
 
 class CudaAccelerator(Accelerator):
     """NVIDIA's."""
@@ -194,12 +198,20 @@ class CudaAccelerator(Accelerator):
         """Host and device."""
         return [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
 
+    def nvidia_generation(self, device: torch.device | str | None = None) -> int:
+        """The major compute capability."""
+        return torch.cuda.get_device_capability(device)[0]
+
 
 class HipAccelerator(CudaAccelerator):
     """AMD's, by PyTorch's HIP build, in which ``torch.cuda`` is HIP and ``nccl`` is RCCL."""
 
     name = "hip"
     vendor = HIP
+
+    def nvidia_generation(self, device: torch.device | str | None = None) -> int:
+        """None: the numbers of AMD's architectures mean others."""
+        return 0
 
 
 CPU = Accelerator()

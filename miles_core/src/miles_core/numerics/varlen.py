@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from miles_core.accelerator.device import accelerator_of
+
 _pytorch: Any = None
 with contextlib.suppress(ImportError):  # PyTorch before 2.10 has none
     from torch.nn.attention.varlen import varlen_attn as _pytorch
@@ -106,7 +108,7 @@ def _by_flash4(
 @functools.cache
 def _flash4(device: torch.device) -> Any:
     """The function of FlashAttention 4, if it runs there."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] not in _FLASH4_CHIPS:
+    if accelerator_of(device).nvidia_generation(device) not in _FLASH4_CHIPS:
         return None
     try:
         found = importlib.import_module(FLASH4).flash_attn_varlen_func
