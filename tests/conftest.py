@@ -84,6 +84,7 @@ def cluster() -> Iterator[str]:
 
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     context = ray.init(
+        address="local",
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,

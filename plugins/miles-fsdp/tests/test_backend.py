@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from miles_core.errors import RunError, UsageError
@@ -170,6 +173,35 @@ def test_the_step_after_a_resume_is_the_same_bit_for_bit(tiny, checkpoints, tmp_
     assert second.train_step(batches[2:], tiny.REQUEST, tiny.loss) == wanted_report
     found = tiny.weights_of(second)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_held_state_is_the_saved_one_whatever_is_trained_before_it_is_written(tiny, checkpoints, tmp_path):
+    backend = tiny.make_backend(checkpoints / "qwen3", spec={"copies": ("ref",)}, lr=1e-2)
+    batch = tiny.micro_batch(tiny.samples(4))
+    backend.train_step([batch], tiny.REQUEST, tiny.loss)
+    backend.copy_weights("actor", "ref")
+    saved, held = tmp_path / "saved", tmp_path / "held"
+    saved.mkdir()
+    held.mkdir()
+    backend.save(saved)
+    state = backend.hold(held)
+    before = tiny.weights_of(backend)
+    assert not [path for path in held.rglob("*") if path.is_file()]
+    backend.train_step([batch], tiny.REQUEST, tiny.loss)
+    backend.copy_weights("actor", "ref")
+    with ThreadPoolExecutor(1) as beside:
+        state.complete([beside.submit(state.write).result()])
+    names = {path.relative_to(saved) for path in saved.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(held) for path in held.rglob("*") if path.is_file()}
+    for name in names - {Path("shards/.metadata")}:
+        assert (saved / name).read_bytes() == (held / name).read_bytes(), name
+    # The index has the folder's name and a random number in it.
+    indices = [FileSystemReader(folder / "shards").read_metadata() for folder in (saved, held)]
+    assert indices[0].storage_data == indices[1].storage_data
+    assert indices[0].state_dict_metadata == indices[1].state_dict_metadata
+    backend.load(held)
+    after = tiny.weights_of(backend)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_state_of_another_model_or_optimizer_is_refused(tiny, checkpoints, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from miles_core.hf import HfWeights
 from miles_fsdp.options import FsdpOptions
@@ -161,3 +162,14 @@ def test_a_critic_of_two_ranks_is_that_of_one(tiny, root, rows, results):
     stepped = tiny.weights_of(backend)
     assert exported.tensors.keys() == stepped.keys()
     assert exported.tensors["score.weight"].shape == (1, 32)
+
+
+def test_a_held_state_that_is_written_after_a_step_has_the_files_of_the_saved_one(root):
+    saved, held = root / "saved", root / "saved-held"
+    names = {path.relative_to(saved) for path in saved.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(held) for path in held.rglob("*") if path.is_file()}
+    assert len([name for name in names if name.suffix == ".distcp"]) == WORLD
+    for name in names - {Path("shards/.metadata")}:
+        assert (saved / name).read_bytes() == (held / name).read_bytes(), name
+    indices = [FileSystemReader(folder / "shards").read_metadata().storage_data for folder in (saved, held)]
+    assert indices[0] == indices[1]

@@ -80,8 +80,18 @@ def main(rank: int, world: int, root: Path) -> None:
     dist.barrier()
     backend.save(saved)
     results["saved"] = helpers.weights_of(backend)
+    held_folder = root / "saved-held"
+    if rank == 0:
+        held_folder.mkdir()
+    dist.barrier()
+    held = backend.hold(held_folder)
     results["next"] = backend.train_step(share(rank, world, "thd"), helpers.REQUEST, helpers.loss)
     results["stepped"] = helpers.weights_of(backend)
+    parts = [None] * world
+    dist.all_gather_object(parts, held.write())
+    if rank == 0:
+        held.complete(parts)
+    dist.barrier()
     resumed = helpers.make_backend(root / "qwen3", **ADAM)
     resumed.load(saved)
     results["next resumed"] = resumed.train_step(share(rank, world, "thd"), helpers.REQUEST, helpers.loss)

@@ -222,9 +222,10 @@ def states(root: Path) -> dict[str, Any]:
         "EP2 to TP2 SP": ("moe", EP, SP),
     }
     for number, (name, (model, before, after)) in enumerate(cases.items()):
-        folder = root / f"state-{number}"
+        folder, beside = root / f"state-{number}", root / f"held-{number}"
         if dist.get_rank() == 0:
             folder.mkdir()
+            beside.mkdir()
         dist.barrier()
         spec = {"copies": ("ref",)}
         backend = make_backend(root / model, training=ADAM, spec=spec, **before)
@@ -232,9 +233,11 @@ def states(root: Path) -> dict[str, Any]:
             backend.train_step(share(backend.parallel), tiny.REQUEST, tiny.loss)
         backend.copy_weights("actor", "ref")
         backend.save(folder)
+        held = backend.hold(beside)
         saved = tiny.weights_of(backend)
         report = backend.train_step(share(backend.parallel), tiny.REQUEST, tiny.loss)
         wanted = tiny.weights_of(backend)
+        held.complete([held.write()])
         other = make_backend(root / model, training=ADAM, spec=spec, **after)
         other.load(folder)
         equal = distance(tiny.weights_of(other), saved) == 0

@@ -119,7 +119,7 @@ def test_an_engine_over_two_nodes_takes_weights_and_ends_and_comes_back_as_one(s
     assert publish("disk", tmp_path, engines[0], 3, weights(3))["weight_version"] == "3"
 
     # Without anybody who starts it again the run ends, and says which part it was.
-    supervisor.attend = None
+    supervisor.attendants.clear()
     for member in medic.patients[0].members:
         member.lost = None
     after[1].kill()

@@ -22,6 +22,12 @@ class CheckpointOptions:
         None, flag="--save-interval", help="Rollouts between saves; the last rollout is always saved."
     )
     save_total_limit: int | None = option(None, flag="--save-total-limit", help="Run states to keep; older ones are deleted.")
+    async_save: bool = option(
+        False,
+        flag="--async-save",
+        help="Save in the background: training waits only until the state is copied to host memory, and goes on while it is "
+        "written. Takes host memory for one state.",
+    )
     save_hf: str | None = option(
         None, flag="--save-hf", metavar="DIR", help="Where to export the final model as an HF directory that transformers loads."
     )

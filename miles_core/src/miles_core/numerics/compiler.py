@@ -13,7 +13,6 @@ import torch
 
 from miles_core.errors import UsageError
 
-
 PROGRAMS = 64
 """Versions of one function's code that may be compiled."""
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
+    from miles_core.state import HeldState
     from miles_core.training.batch import MicroBatch, ModelOutputs
 
 
@@ -183,4 +184,15 @@ class TrainingBackend(Protocol):
 
     def close(self) -> None:
         """Release everything; the process ends afterwards."""
+        ...
+
+
+class HoldingBackend(TrainingBackend, Protocol):
+    """A backend with capability ``async_save`` (``--async-save``)."""
+
+    def hold(self, directory: Path) -> HeldState:
+        """What :meth:`save` writes, copied to host memory, to be written later as the same files.
+
+        Collective, and all that is collective in saving; ``directory`` exists.
+        """
         ...

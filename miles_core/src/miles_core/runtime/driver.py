@@ -71,7 +71,7 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
 
     started = time.perf_counter()
     loggers = [create(ref, config) for ref in plan.plugins.loggers]
-    loop = None
+    loop = saver = None
     error: BaseException | None = None
     reaper = Reaper()
     cluster = None
@@ -111,12 +111,16 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
             for logger in loggers:
                 logger.log(metrics, step)
 
-        saver = Saver(config, plan, crew)
+        def saved_state(rollout_id: int, path: Path) -> None:
+            host.broadcast(events.CheckpointSaved(rollout_id, path))
+
+        saver = Saver(config, plan, crew, saved_state, progress.message)
         schedule = Schedule.of(config, plan.batch.num_rollout)
         loop = Loop(config, plan, crew, saver, progress, log, host, first, version, schedule)
         loop.timeline = Timeline(plan.run_dir, first)
         loop.history.seconds["start"] = time.perf_counter() - started
         LOOPS[config.get(LoopOptions).loop](loop)
+        saver.settle()
         save_hf = config.get(CheckpointOptions).save_hf
         if save_hf:
             progress.phase("save")
@@ -137,6 +141,8 @@ def _run(config: Config, plan: RunPlan, host: PluginHost, progress: Any) -> None
                 cluster.close()
             elif reaper.alive:
                 reaper.end_all()
+            if saver is not None:
+                saver.abandon()
         finally:
             remove_stale(run_folder(plan.run_dir))
             reaper.dismiss()

@@ -115,8 +115,7 @@ class Loop:
     def save(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
         """Save the run state, with the rollout's metrics, which are logged when its turn ends."""
         with self._phase("save", rollout_id):
-            path = self.saver.save(rollout_id, self.version, _of_rollout(metrics))
-        self.host.broadcast(events.CheckpointSaved(rollout_id, path))
+            self.saver.save(rollout_id, self.version, _of_rollout(metrics))
 
     def publish(self, rollout_id: int) -> None:
         """Give the engines the trainers' weights as a new version."""

@@ -75,7 +75,7 @@ class Medic:
             self.patients.append(patient)
             self._enter(patient, State.UP)
             patient.asked = patient.since + self.options.rollout_health_check_first_wait
-        self.supervisor.attend = self.look
+        self.supervisor.attendants.append(self.look)
 
     @property
     def down(self) -> list[int]:

@@ -44,6 +44,7 @@ from miles_core.runtime.checks.resume import check_resume
 from miles_core.runtime.checks.router import check_router, router_of
 from miles_core.runtime.checks.routing import check_routing
 from miles_core.runtime.checks.sampling import check_sampling
+from miles_core.runtime.checks.saving import check_saving
 from miles_core.runtime.checks.teacher import check_teacher
 from miles_core.runtime.checks.true_on_policy import check_true_on_policy
 from miles_core.runtime.plan import BatchPlan, PlacementPlan, PluginPlan, RunPlan
@@ -108,6 +109,7 @@ def plan_run(resolved: Resolved, machine: Machine | None = None) -> Planned:
     check_fault_tolerance(report)
     check_router(report, placement)
     check_routing(report)
+    check_saving(report)
     replays = report.peek(DebugOptions).load_debug_rollout_data is not None
     prompt_rows = None if replays else check_prompts(report)
     eval_rows = check_evaluation(report)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from miles_core.config import ClusterOptions, TrainingOptions
+from miles_core.errors import RunError
 from miles_core.options import Config
 from miles_core.runtime.identity import ProcessIdentity, free_port, meeting_address, recorded
 from miles_core.runtime.plan import RunPlan
@@ -65,6 +71,26 @@ class RankProcess(Watched):
         self.backend.save(directory)
 
     @recorded
+    def hold(self, directory: Path) -> None:
+        """Copy this rank's part of a run state to host memory; :meth:`write_held` writes it while the rank goes on."""
+        self._held = self.backend.hold(directory)
+
+    # Ray looks for the group on the innermost function alone.
+    @recorded
+    @ray.method(concurrency_group="files")  # type: ignore[untyped-decorator]
+    def write_held(self, directory: Path) -> Any:
+        """Write what :meth:`hold` copied, in a thread of its own; returns what rank 0 needs of it."""
+        with _writing(directory):
+            return self._held.write()
+
+    @recorded
+    @ray.method(concurrency_group="files")  # type: ignore[untyped-decorator]
+    def complete_held(self, directory: Path, parts: Sequence[Any]) -> None:
+        """Write what is of all ranks, whose :meth:`write_held` returned ``parts``; asked of rank 0."""
+        with _writing(directory):
+            self._held.complete(parts)
+
+    @recorded
     def export_hf(self, directory: Path) -> None:
         """Write the model as an HF directory."""
         self.backend.export_hf(directory)
@@ -87,3 +113,20 @@ class RankProcess(Watched):
         self.backend.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turn a system error of a background write into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        raise RunError(
+            "M576",
+            f"the run state in {directory} could not be written in the background",
+            owner="miles-core",
+            why=str(getattr(error, "strerror", None) or error).splitlines()[0],
+            fix=("free space, or keep fewer states with --save-total-limit" if full else "check the file system and permissions")
+            + "; the last good state is untouched",
+        ) from error

@@ -47,7 +47,7 @@ class Supervisor:
     cluster: Cluster
     run_dir: Path
     members: list[Member] = field(default_factory=list)
-    attend: Callable[[], None] | None = None
+    attendants: list[Callable[[], None]] = field(default_factory=list)
     """Called a few times a second while the driver waits for anything."""
     _adopted: float = 0.0
 
@@ -134,6 +134,17 @@ class Supervisor:
                 why, fix = "it does not come about", f"see the logs in {self.run_dir / 'logs'}"
                 raise RunError("M484", f"waited {timeout:.0f} s for {what}", owner="miles-core", why=why, fix=fix)
 
+    def ended(self, refs: Sequence[Any]) -> bool:
+        """Whether all calls have ended, without waiting.
+
+        Raises:
+            RunError: one failed, as :meth:`wait`.
+        """
+        ready, pending = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for ref in ready:
+            self._check(ref)
+        return not pending
+
     def _look(self, pending: Sequence[Any]) -> list[Any]:
         """Those of ``pending`` that have ended, after a moment at most; a death ends the run, or is told to who replaces."""
         by_sentinel = {m.sentinel: m for m in self.members}
@@ -153,8 +164,8 @@ class Supervisor:
         error = self._system_death()
         if error is not None:
             raise error
-        if self.attend is not None:
-            self.attend()
+        for attend in self.attendants:
+            attend()
         if time.monotonic() - self._adopted > 1.0:
             self._adopted = time.monotonic()
             self.cluster.adopt()

@@ -10,8 +10,8 @@ import ray
 from miles_core.options import Config
 from miles_core.runtime.identity import ProcessIdentity
 
-GROUPS = {"watch": 2}
-"""Concurrency groups of the actors: the watch methods answer while work runs."""
+GROUPS = {"watch": 2, "files": 1}
+"""Concurrency groups of the actors: the watch methods answer, and files are written, while work runs."""
 
 
 class Watched:

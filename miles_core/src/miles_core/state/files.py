@@ -31,6 +31,12 @@ def sync_tree(folder: Path) -> dict[str, int]:
     return sizes
 
 
+def sync_file(path: Path) -> None:
+    """Have a file's content on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in ``folder`` on disk."""
     fd = os.open(folder, os.O_RDONLY)

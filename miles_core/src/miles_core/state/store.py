@@ -152,6 +152,13 @@ class StateStore:
                     self._remove_state(state.path)
         return final
 
+    def abandon(self) -> None:
+        """Remove what was begun and not committed, where that can be done; nothing may write into it any more."""
+        building, self._building = self._building, None
+        if building is not None:
+            with contextlib.suppress(OSError):
+                remove(building)
+
     def latest(self) -> SavedState | None:
         """The state to resume from: the one that ``latest`` names if it is complete, else the newest complete one, else None."""
         passed_over: list[str] = []

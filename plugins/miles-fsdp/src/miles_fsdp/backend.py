@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import itertools
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,7 @@ from miles_fsdp.policy import Policy
 from miles_fsdp.routing import Replays
 from miles_fsdp.sharding import blocks_of, exchange_gradients, prepare, reshard, shard, shard_group, shard_mesh
 from miles_fsdp.shared_attention import check_shareable
-from miles_fsdp.state import load_state, read_facts, save_state
+from miles_fsdp.state import hold_state, load_state, read_facts, save_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from miles_core.options import Config
+    from miles_core.state import HeldState
 
 _log = logging.getLogger(__name__)
 
@@ -269,11 +271,21 @@ class FsdpBackend:
 
     def save(self, directory: Path) -> None:
         """Save model, optimizer, step count, overwritten copies and this rank's RNG. Collective."""
-        actor = self._present("actor")
-        copies = sorted(self._changed)
+        with self._saved() as (actor, copies):
+            save_state(directory, actor, self._optimizer, copies)
+
+    def hold(self, directory: Path) -> HeldState:
+        """Copy to host memory what :meth:`save` writes. Collective."""
+        with self._saved() as (actor, copies):
+            return hold_state(directory, actor, self._optimizer, copies)
+
+    @contextmanager
+    def _saved(self) -> Iterator[tuple[Policy, dict[str, Policy]]]:
+        """The actor and the overwritten copies, which make up a state."""
+        actor, copies = self._present("actor"), sorted(self._changed)
         for name in copies:
             self._fetch(name)
-        save_state(directory, actor, self._optimizer, {name: self._sets[name] for name in copies})
+        yield actor, {name: self._sets[name] for name in copies}
         for name in copies:
             self._put_away(name)
 

@@ -34,7 +34,7 @@ def miles_backend() -> Sequence[BackendRecord]:
             create="miles_fsdp.backend:FsdpBackend",
             options=FsdpOptions,
             summary="PyTorch FSDP2 (fully_shard) on CPU and GPU, for any causal LM of transformers",
-            capabilities=frozenset({"cpu", "cuda", "critic", "routing_replay", "true_on_policy", "context_parallel"}),
+            capabilities=frozenset({"cpu", "cuda", "critic", "routing_replay", "true_on_policy", "context_parallel", "async_save"}),
         )
     ]
 

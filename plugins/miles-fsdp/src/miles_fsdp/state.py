@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from miles_core.accelerator.device import accelerator
 from miles_core.errors import UsageError
+from miles_core.state import HeldState, StateFiles, host_copy
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
     from miles_fsdp.optimizer import ShardedOptimizer
     from miles_fsdp.policy import Policy
@@ -34,7 +38,55 @@ def save_state(directory: Path, policy: Policy, optimizer: ShardedOptimizer, cop
         copies: weight sets that training changed and that no checkpoint holds.
     """
     save(_tensors(policy, optimizer, copies), checkpoint_id=directory / _SHARDS)
-    torch.save(_random_state(), directory / f"random-{dist.get_rank()}.pt")
+    _describe(StateFiles(), directory, optimizer, copies)
+    dist.barrier()
+
+
+def hold_state(directory: Path, policy: Policy, optimizer: ShardedOptimizer, copies: dict[str, Policy]) -> HeldState:
+    """Copy to host memory what :func:`save_state` writes, and agree on who writes what. Collective."""
+    planner, writer = _HeldPlanner(), FileSystemWriter(directory / _SHARDS, per_thread_copy_ahead=0)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    planner.set_up_planner(_tensors(policy, optimizer, copies), writer.storage_meta(), rank == 0)
+    writer.set_up_storage_writer(rank == 0, rank=rank, use_collectives=True)
+    plans: list[Any] = [None] * world
+    dist.all_gather_object(plans, writer.prepare_local_plan(planner.create_local_plan()))
+    # Every rank makes the same plan of all.
+    plans, metadata = planner.create_global_plan(plans)
+    plan = planner.finish_plan(writer.prepare_global_plan(plans)[rank])
+    planner.hold(plan)
+    files = StateFiles(hold=True)
+    _describe(files, directory, optimizer, copies)
+
+    def write() -> Any:
+        written = writer.write_data(plan, planner).wait()
+        planner.release()
+        files.write()
+        return written
+
+    return HeldState(write, lambda parts: writer.finish(metadata, list(parts)))
+
+
+class _HeldPlanner(DefaultSavePlanner):
+    """Takes the tensors out of copies in host memory."""
+
+    def hold(self, plan: SavePlan) -> None:
+        """Copy all that this rank writes, and let go of the rest."""
+        self._held = {item.index: host_copy(self.resolve_data(item)) for item in plan.items}
+        self.state_dict = {}
+
+    def release(self) -> None:
+        """Free the copies."""
+        self._held = {}
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+        """The copy of an item; before there are copies, the tensor itself."""
+        held: dict[Any, torch.Tensor] = self.__dict__.get("_held", {})
+        return held[write_item.index] if held else super().resolve_data(write_item)
+
+
+def _describe(files: StateFiles, directory: Path, optimizer: ShardedOptimizer, copies: dict[str, Policy]) -> None:
+    """This rank's RNG, and on rank 0 what the state says of itself."""
+    files.pickle(directory / f"random-{dist.get_rank()}.pt", _random_state())
     if dist.get_rank() == 0:
         facts = {
             "format": FORMAT,
@@ -43,8 +95,7 @@ def save_state(directory: Path, policy: Policy, optimizer: ShardedOptimizer, cop
             "steps": optimizer.finished,
             "copies": sorted(copies),
         }
-        (directory / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-    dist.barrier()
+        files.text(directory / _FACTS, json.dumps(facts, indent=2) + "\n")
 
 
 def read_facts(directory: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from miles_core.config import ClusterOptions, RoutingOptions, TrainingOptions
 from miles_core.errors import RunError
 from miles_core.numerics.compiler import check_compiler
 from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest, Parallel, StepReport
+from miles_core.state import HeldState, StateFiles
 from miles_core.training.batch import MicroBatch, ModelOutputs
 from miles_megatron import checkpoints, mapping
 from miles_megatron.build import Model, build, precision, wrapped
@@ -192,11 +193,20 @@ class MegatronBackend:
 
     def save(self, directory: Path) -> None:
         """Save model, optimizer, step count, overwritten copies and this rank's RNG. Collective."""
+        self._save(directory, StateFiles())
+
+    def hold(self, directory: Path) -> HeldState:
+        """Copy to host memory what :meth:`save` writes, each rank the files that it is going to write. Collective."""
+        files = StateFiles(hold=True)
+        self._save(directory, files)
+        return HeldState(files.write)
+
+    def _save(self, directory: Path, files: StateFiles) -> None:
         self._check_present("actor")
         self._settle()
         copies = {name: self._copies.tensors(name) for name in sorted(self._changed)}
         actor = self._models["actor"]
-        checkpoints.save(directory, actor.chunks, actor.architecture, self._optimizer, copies)
+        checkpoints.save(directory, files, actor.chunks, actor.architecture, self._optimizer, copies)
 
     def load(self, directory: Path) -> None:
         """Restore what :meth:`save` wrote, also on other parallel sizes. Collective.

@@ -7,11 +7,11 @@ index, as checkpoints are. Ranks gather a bucket at a time and take turns in wri
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from miles_core.accelerator.device import accelerator
 from miles_core.errors import UsageError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from miles_core.state import StateFiles
     from miles_megatron.architecture import Architecture
     from miles_megatron.mapping.table import Entry
     from miles_megatron.optimizer import Optimizer
@@ -37,14 +38,17 @@ _FACTS = "megatron.json"
 
 def save(
     directory: Path,
+    files: StateFiles,
     chunks: Sequence[Any],
     architecture: Architecture,
     optimizer: Optimizer,
     copies: dict[str, list[torch.Tensor]],
 ) -> None:
-    """Write master weights, optimizer, step count, copies and this rank's RNG into ``directory``. Collective.
+    """Give master weights, optimizer, step count, copies and this rank's RNG to ``files``, for ``directory``. Collective.
 
     Args:
+        directory: exists; folders in it are made at once.
+        files: write what they are given, or hold it.
         chunks: the parts of the model, not wrapped.
         copies: weights that training changed and that no checkpoint holds, in the order of the parameters.
     """
@@ -52,10 +56,10 @@ def save(
     steps = moments.steps()
     fields = moments.fields(steps)
     for field in fields:
-        _write(directory / field, found, lambda i, field=field: moments.whole(field, found[i].param), architecture, torch.float32)
+        _write(directory / field, files, found, partial(_field, moments, field, found), architecture, torch.float32)
     for name, tensors in copies.items():
-        _write(directory / f"copy-{name}", found, lambda i, held=tensors: held[i].to(found[i].param.device), architecture, None)
-    torch.save(_random_state(), directory / f"random-{dist.get_rank()}.pt")
+        _write(directory / f"copy-{name}", files, found, partial(_copy, tensors, found), architecture, None)
+    files.pickle(directory / f"random-{dist.get_rank()}.pt", _random_state())
     if dist.get_rank() == 0:
         facts = {
             "format": FORMAT,
@@ -67,8 +71,16 @@ def save(
             "fields": list(fields),
             "copies": sorted(copies),
         }
-        (directory / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        files.text(directory / _FACTS, json.dumps(facts, indent=2) + "\n")
     dist.barrier()
+
+
+def _field(moments: Moments, field: str, found: Sequence[Entry], number: int) -> torch.Tensor:
+    return moments.whole(field, found[number].param)
+
+
+def _copy(tensors: Sequence[torch.Tensor], found: Sequence[Entry], number: int) -> torch.Tensor:
+    return tensors[number].to(found[number].param.device)
 
 
 def load(
@@ -118,6 +130,7 @@ def load(
 
 def _write(
     folder: Path,
+    files: StateFiles,
     found: Sequence[Entry],
     take: Callable[[int], torch.Tensor],
     architecture: Architecture,
@@ -132,10 +145,10 @@ def _write(
         file = f"part-{number:05d}.safetensors"
         places.update((name, file) for name, _ in bucket)
         if number % world == rank:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in bucket}, folder / file, {"format": "pt"})
+            files.tensors(folder / file, bucket)
     if rank == 0:
         index = {"metadata": {}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        files.text(folder / "model.safetensors.index.json", json.dumps(index))
     dist.barrier()
 
 

@@ -24,7 +24,7 @@ def miles_backend() -> Sequence[BackendRecord]:
             create="miles_megatron.backend:MegatronBackend",
             options=MegatronOptions,
             summary="megatron-core: tensor, pipeline, context and expert parallelism",
-            capabilities=frozenset({"cpu", "cuda", "critic", "routing_replay", "context_parallel"}),
+            capabilities=frozenset({"cpu", "cuda", "critic", "routing_replay", "context_parallel", "async_save"}),
         )
     ]
 

@@ -24,6 +24,7 @@ from miles_core.errors.catalogue.router import ROUTER_OPTIONS, ROUTER_RUN
 from miles_core.errors.catalogue.routing import ROUTING_OPTIONS, ROUTING_RUN
 from miles_core.errors.catalogue.run import RUN
 from miles_core.errors.catalogue.sampling import SAMPLING_OPTIONS
+from miles_core.errors.catalogue.saving import SAVING
 from miles_core.errors.catalogue.sglang import SGLANG
 from miles_core.errors.catalogue.state import STATE
 from miles_core.errors.catalogue.teacher import TEACHER_OPTIONS, TEACHER_RUN
@@ -54,7 +55,7 @@ SECTIONS: dict[str, dict[str, Explanation]] = {
     "Rollouts": ROLLOUTS,
     "Training": dict(sorted({**TRAINING, **ALGORITHM_RUN, **CRITIC_RUN, **ROUTING_RUN}.items())),
     "Engines": dict(sorted({**ENGINES, **ROUTER_RUN}.items())),
-    "Run states and weights": STATE,
+    "Run states and weights": {**STATE, **SAVING},
     "Processes of a run": dict(sorted({**RUN, **EXTERNAL_RUN, **TEACHER_RUN, **TRUE_ON_POLICY_RUN}.items())),
     "SGLang servers": SGLANG,
     "Fault tolerance": FAULT_TOLERANCE,

@@ -75,7 +75,7 @@ def check_relevance(report: Report) -> None:
     if not (logging.log_passrate or logging.log_correct_samples):
         _warn(report, LoggingOptions, ["log_correct_threshold"], "neither --log-passrate nor --log-correct-samples is given")
     if report.peek(CheckpointOptions).save is None:
-        _warn(report, CheckpointOptions, ["save_total_limit"], "--save is not given")
+        _warn(report, CheckpointOptions, ["save_total_limit", "async_save"], "--save is not given")
 
 
 def _supervised(report: Report) -> None:
