@@ -89,6 +89,8 @@ def steps(root: Path) -> dict[str, Any]:
     cases: dict[str, tuple[str, str, dict[str, Any]]] = {
         "whole optimizer": ("qwen3", "thd", {"use_distributed_optimizer": False}),
         "overlap": ("qwen3", "thd", {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+        "compiled": ("qwen3", "thd", {"compile": True}),
+        "whole optimizer, compiled": ("qwen3", "thd", {"use_distributed_optimizer": False, "compile": True}),
         "TP2 SP": ("qwen3", "thd", SP),
         "PP2": ("qwen3", "thd", PP),
         "EP2": ("moe", "thd", EP),
@@ -216,9 +218,9 @@ def states(root: Path) -> dict[str, Any]:
     cases: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "DP2 to DP2": ("qwen3", {}, {}),
         "TP2 SP to TP2 SP": ("qwen3", SP, SP),
-        "DP2 to TP2 SP": ("qwen3", {}, SP),
+        "DP2 to TP2 SP": ("qwen3", {"compile": True}, SP),
         "TP2 SP to PP2": ("qwen3", SP, PP),
-        "PP2 to DP2 without sharing": ("qwen3", PP, {"use_distributed_optimizer": False}),
+        "PP2 to DP2 without sharing": ("qwen3", PP, {"use_distributed_optimizer": False, "compile": True}),
         "EP2 to TP2 SP": ("moe", EP, SP),
     }
     for number, (name, (model, before, after)) in enumerate(cases.items()):

@@ -74,7 +74,7 @@ def test_ranks_know_their_place(results):
 def test_steps_of_adam_are_those_of_the_fsdp_backend(results):
     steps = results[0]["steps"]
     skipped = steps.pop("skipped")
-    assert len(steps) == 6
+    assert len(steps) == 8
     for name, (reports, wanted, distance) in steps.items():
         assert [report.grad_norm for report in reports] == pytest.approx([report.grad_norm for report in wanted], rel=1e-5), name
         assert [report.learning_rates for report in reports] == [report.learning_rates for report in wanted], name

@@ -117,7 +117,15 @@ class FsdpBackend:
         actor = self._sets["actor"] = self._build(
             model_config, weights, trainable=True, invariant=self._exact, valued=spec.value_head
         )
-        self._optimizer = ShardedOptimizer(self._config, actor.weights(), spec.train_steps, self.device, shard_group(self._mesh))
+        self._optimizer = ShardedOptimizer(
+            self._config,
+            actor.weights(),
+            actor.masters,
+            spec.train_steps,
+            self.device,
+            shard_group(self._mesh),
+            compiled=self._options.compile and not self._options.cpu_offload,
+        )
         sources = dict(spec.copy_sources)
         frozen = [*((name, sources.get(name, spec.checkpoint)) for name in spec.copies), *spec.models]
         for name, source in frozen:
@@ -206,6 +214,7 @@ class FsdpBackend:
         assert micro_batches, "a step needs a micro-batch"
         policy = self._present("actor")
         last = len(micro_batches) - 1
+        policy.masters.sums = last > 0 or self._optimizer.sums_gradients
         with self._replays.during("actor", policy.model, micro_batches, request) as replay:
             for i, batch in enumerate(micro_batches):
                 if i in (0, last):
@@ -214,7 +223,6 @@ class FsdpBackend:
                     replay.start(batch)
                 self._backward(policy, batch, request, loss)
         norm, rate, skipped = self._optimizer.step()
-        policy.masters.refresh()
         return StepReport(grad_norm=norm, learning_rates=(rate,), skipped=skipped)
 
     @staticmethod

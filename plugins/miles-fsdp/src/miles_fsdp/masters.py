@@ -20,6 +20,8 @@ class Masters:
 
     def __init__(self) -> None:
         self._pairs: dict[str, tuple[torch.Tensor, nn.Parameter]] = {}
+        self.sums = True
+        """Whether gradients go to the masters, where those of several micro-batches add up; else they stay the parameters'."""
 
     def of(self, name: str, param: torch.Tensor) -> torch.Tensor:
         """The master of a parameter, or itself if it has none."""
@@ -30,7 +32,22 @@ class Masters:
         """Take on a parameter, whose gradients then go to its master, summed in the master's precision."""
         self._pairs[name] = master, param
         if param.requires_grad:
-            param.register_post_accumulate_grad_hook(functools.partial(_hand_over, master))  # type: ignore[no-untyped-call]
+            param.register_post_accumulate_grad_hook(functools.partial(self._hand_over, master))  # type: ignore[no-untyped-call]
+
+    def gradient(self, name: str, weight: torch.Tensor) -> torch.Tensor | None:
+        """What training found for a weight: in the master's precision, or in the parameter's where it stayed there."""
+        pair = self._pairs.get(name)
+        return weight.grad if weight.grad is not None or pair is None else pair[1].grad
+
+    def parameter(self, name: str) -> torch.Tensor | None:
+        """The parameter that a master is rounded to; None for a weight without a master."""
+        pair = self._pairs.get(name)
+        return None if pair is None else pair[1].detach()
+
+    def forget_gradients(self) -> None:
+        """Drop those that stayed the parameters'."""
+        for _, param in self._pairs.values():
+            param.grad = None
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -50,11 +67,12 @@ class Masters:
             param.untyped_storage().resize_(param.numel() * param.element_size())
         self.refresh()
 
-
-def _hand_over(master: torch.Tensor, param: torch.Tensor) -> None:
-    assert param.grad is not None
-    if master.grad is None:
-        master.grad = param.grad.to(master.dtype)
-    else:
-        master.grad.add_(param.grad)
-    param.grad = None
+    def _hand_over(self, master: torch.Tensor, param: torch.Tensor) -> None:
+        if not self.sums:
+            return
+        assert param.grad is not None
+        if master.grad is None:
+            master.grad = param.grad.to(master.dtype)
+        else:
+            master.grad.add_(param.grad)
+        param.grad = None

@@ -40,7 +40,7 @@ class FsdpOptions:
     compile: bool = option(
         False,
         flag="--fsdp-compile",
-        help="Compile decoder layers and log-probs with torch.compile: faster steps after a minute or so of compiling.",
+        help="Compile decoder layers, log-probs and AdamW with torch.compile: faster steps after a minute or so of compiling.",
     )
     precision: str = option(
         "auto",

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from miles_core.config import TrainingOptions
+from miles_core.numerics.adamw import CompiledAdamW
 from miles_core.training.schedule import learning_rate
 from miles_megatron.build import shares_optimizer
 from miles_megatron.options import MegatronOptions
@@ -59,10 +60,15 @@ class Optimizer:
         )
         self.inner: Any = get_megatron_optimizer(settings, self._chunks, use_gloo_process_groups=False)
         for each in self.parts:
-            if isinstance(each.optimizer, torch.optim.Adam):
-                # PyTorch's, where no library brings one: its one kernel reads everything once.
-                for group in each.optimizer.param_groups:
-                    group["fused"], group["foreach"] = True, False
+            if not isinstance(each.optimizer, torch.optim.Adam):
+                # Of a library.
+                continue
+            if options.compile:
+                each.optimizer = CompiledAdamW.instead_of(each.optimizer)
+                continue
+            # Its one kernel reads everything once.
+            for group in each.optimizer.param_groups:
+                group["fused"], group["foreach"] = True, False
 
     def begin(self) -> None:
         """Drop the gradients."""
@@ -85,9 +91,12 @@ class Optimizer:
         if not math.isfinite(norm):
             return norm, rate, True
         limit = self._options.clip_grad
-        if limit > 0 and norm > limit:
-            gradients = [param.grad for each in self.parts for param in each.get_parameters() if param.grad is not None]
-            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        scale = limit / (norm + 1e-6) if 0 < limit < norm else 1.0
+        for each in self.parts:
+            if isinstance(each.optimizer, CompiledAdamW):
+                each.optimizer.scale = scale
+            elif scale != 1.0:
+                torch._foreach_mul_([param.grad for param in each.get_parameters() if param.grad is not None], scale)
         self.inner.step_with_ready_grads()
         self.finished += 1
         return norm, rate, False
