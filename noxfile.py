@@ -38,6 +38,17 @@ def quickstart(session: nox.Session) -> None:
     session.run("python", "examples/quickstart/run.py", *session.posargs)
 
 
+TYPED = (
+    "miles_core",
+    "miles_algos",
+    "miles_rewards",
+    "miles_fsdp",
+    "miles_transformers",
+    "miles_loggers",
+    "miles_sglang",
+)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, from units to a run with two training ranks."""
@@ -53,7 +64,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and types; types are strict in core."""
+    """Style and strict types."""
     tested = Path(".nox/tests/bin/python").absolute()
     if tested.exists():
         # What the packages need is there: the tools alone are quick to install.
@@ -63,7 +74,8 @@ def lint(session: nox.Session) -> None:
         install(session, "-r", "requirements-test.txt")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("mypy", *(["--python-executable", str(tested)] if tested.exists() else []), "-p", "miles_core")
+    packages = [part for package in TYPED for part in ("-p", package)]
+    session.run("mypy", *(["--python-executable", str(tested)] if tested.exists() else []), *packages)
 
 
 @nox.session

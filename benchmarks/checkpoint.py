@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 SIZES = {
     "0.5m": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32},
     "5m": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8, "head_dim": 32},
+    "0.1b": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "head_dim": 64},
     "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "head_dim": 128},
     "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32, "head_dim": 128},
 }
-KEY_VALUE_HEADS = {"0.5m": 2, "5m": 4, "0.6b": 8, "4b": 8}
+KEY_VALUE_HEADS = {"0.5m": 2, "5m": 4, "0.1b": 4, "0.6b": 8, "4b": 8}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -25,7 +26,7 @@ SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 def write(folder: Path, size: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """Write a checkpoint of ``size`` into ``folder`` and return it. The vocabulary is padded to that of the real models."""
     torch.manual_seed(seed)
-    vocabulary = 512 if size in ("0.5m", "5m") else 151936
+    vocabulary = 512 if size in ("0.5m", "5m", "0.1b") else 151936
     config = Qwen3Config(
         **SIZES[size],
         num_key_value_heads=KEY_VALUE_HEADS[size],

@@ -15,6 +15,7 @@ SCRIPTS = (
     ["gpu_training.py", "--size", "0.5m", "--tokens", "2048"],
     ["gpu_training.py", "--size", "5m", "--tokens", "2048"],
     ["fsdp_step.py"],
+    ["saving.py"],
     ["scale.py"],
     ["router.py"],
     ["true_on_policy.py", "--size", "0.5m"],

@@ -158,6 +158,6 @@ def test_training_goes_on_and_the_state_counts_once_it_is_whole(bench: Bench) ->
 def test_a_full_disk_is_one_line_at_the_next_wait(bench: Bench) -> None:
     bench.save(0)
     bench.gate.write_text("full")
-    with pytest.raises(MilesError, match=r"M576 .*step_0000000\.tmp.*No space left on device.*--save-total-limit"):
+    with pytest.raises(MilesError, match=r"M477 .*step_0000000\.tmp.*No space left on device.*--save-total-limit"):
         bench.until(lambda: False)
     assert bench.newest() is None

@@ -85,7 +85,13 @@ class CompiledAdamW(torch.optim.Optimizer):
         factors = self._factors(group, steps)
         bundles: dict[Any, list[list[tuple[torch.Tensor, ...]]]] = {}
         for i, (param, entry) in enumerate(zip(params, entries, strict=True)):
-            tensors = (factors[i], param.detach(), entry["exp_avg"], entry["exp_avg_sq"], gradients[param])
+            tensors: tuple[torch.Tensor, ...] = (
+                factors[i],
+                param.detach(),
+                entry["exp_avg"],
+                entry["exp_avg_sq"],
+                gradients[param],
+            )
             if param in rounded:
                 tensors = (*tensors, rounded[param])
             # Alike are those that the same compiled code takes.

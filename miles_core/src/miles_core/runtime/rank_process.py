@@ -123,7 +123,7 @@ def _writing(directory: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         raise RunError(
-            "M576",
+            "M477",
             f"the run state in {directory} could not be written in the background",
             owner="miles-core",
             why=str(getattr(error, "strerror", None) or error).splitlines()[0],

@@ -75,7 +75,7 @@ class Saver:
         """Save everything; a crash on the way leaves the last good state in place. In the background, return once it is copied.
 
         Raises:
-            RunError: the state before could not be written (M576), or this one (M460 to M464).
+            RunError: the state before could not be written (M477), or this one (M460 to M464).
         """
         from miles_core.state import model_fingerprint
 
@@ -114,7 +114,7 @@ class Saver:
         """Wait for what is written in the background.
 
         Raises:
-            RunError: it could not be written (M576, M460 to M464).
+            RunError: it could not be written (M477, M460 to M464).
         """
         while (flight := self._flight) is not None:
             self._crew.supervisor.wait(flight.calls, f"the run state after rollout {flight.rollout_id} to be written")

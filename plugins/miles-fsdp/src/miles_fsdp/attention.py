@@ -174,7 +174,8 @@ def _variable_length(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None, packing: Packing
 ) -> torch.Tensor:
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return varlen.variable_length(q, k, v, packing.cu_seqlens, packing.max_seqlen, scale=scaling, window=window)[None]
+    out: torch.Tensor = varlen.variable_length(q, k, v, packing.cu_seqlens, packing.max_seqlen, scale=scaling, window=window)
+    return out[None]
 
 
 AttentionInterface.register(PACKED, packed_attention)

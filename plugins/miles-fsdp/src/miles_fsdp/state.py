@@ -69,6 +69,10 @@ def hold_state(directory: Path, policy: Policy, optimizer: ShardedOptimizer, cop
 class _HeldPlanner(DefaultSavePlanner):
     """Takes the tensors out of copies in host memory."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[Any, torch.Tensor] = {}
+
     def hold(self, plan: SavePlan) -> None:
         """Copy all that this rank writes, and let go of the rest."""
         self._held = {item.index: host_copy(self.resolve_data(item)) for item in plan.items}
@@ -78,10 +82,9 @@ class _HeldPlanner(DefaultSavePlanner):
         """Free the copies."""
         self._held = {}
 
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+    def resolve_data(self, write_item: WriteItem) -> Any:
         """The copy of an item; before there are copies, the tensor itself."""
-        held: dict[Any, torch.Tensor] = self.__dict__.get("_held", {})
-        return held[write_item.index] if held else super().resolve_data(write_item)
+        return self._held[write_item.index] if self._held else super().resolve_data(write_item)
 
 
 def _describe(files: StateFiles, directory: Path, optimizer: ShardedOptimizer, copies: dict[str, Policy]) -> None:

@@ -110,7 +110,7 @@ class MegatronOptions:
     compile: bool = option(
         False,
         flag="--megatron-compile",
-        help="Compile norms, rotary positions, activations, log-probs and AdamW with torch.compile: faster steps after a minute or so.",
+        help="Compile norms, rotary positions, activations, log-probs and AdamW with torch.compile: faster steps after a minute.",
     )
     check_log_probs: bool = option(
         True,

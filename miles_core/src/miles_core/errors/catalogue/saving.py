@@ -1,20 +1,20 @@
-"""M575 and M576: saving in the background."""
+"""M476 and M477: saving in the background."""
 
 from __future__ import annotations
 
 from miles_core.errors.catalogue.explanation import Explanation
 
 SAVING: dict[str, Explanation] = {
-    "M575": Explanation(
+    "M476": Explanation(
         title="A backend that cannot save in the background",
         meaning="`--async-save` needs a backend that can copy its state to host memory and have a thread write it.",
         remedy="Leave the option out, or train with a backend that has the capability `async_save`.",
         example=(
-            "M575 backend mine: --async-save cannot be used: backend mine does not hold its state apart from training (capability "
+            "M476 backend mine: --async-save cannot be used: backend mine does not hold its state apart from training (capability "
             "async_save). Do: leave the option out"
         ),
     ),
-    "M576": Explanation(
+    "M477": Explanation(
         title="A run state was not written",
         meaning=(
             "With `--async-save` a rank's thread could not write its part of a run state. The run ends; the state before it is "
@@ -22,7 +22,7 @@ SAVING: dict[str, Explanation] = {
         ),
         remedy="Free space or mend the file system, and go on with `--load`.",
         example=(
-            "M576 miles-core: the run state in states/step_0000003.tmp-71/trainer could not be written in the background: No space "
+            "M477 miles-core: the run state in states/step_0000003.tmp-71/trainer could not be written in the background: No space "
             "left on device. Do: free space, or keep fewer states with --save-total-limit; the last good state is untouched"
         ),
     ),

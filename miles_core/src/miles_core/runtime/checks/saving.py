@@ -15,4 +15,4 @@ def check_saving(report: Report) -> None:
         return
     said = report.said(CheckpointOptions, "async_save")
     why = f"backend {backend.name} does not hold its state apart from training (capability {CAPABILITY})"
-    report.error("M575", f"{said} cannot be used", owner=f"backend {backend.name}", why=why, fix="leave the option out")
+    report.error("M476", f"{said} cannot be used", owner=f"backend {backend.name}", why=why, fix="leave the option out")
