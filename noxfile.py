@@ -19,6 +19,8 @@ PACKAGES = [
 ]
 CLUSTER_PACKAGES = ["plugins/miles-megatron", "plugins/miles-sglang"]
 """Packages for machines with GPUs; their tests run without."""
+TYPED = ("miles_core", "miles_algos", "miles_rewards", "miles_fsdp", "miles_transformers", "miles_loggers", "miles_sglang")
+"""Whose types are checked."""
 CONSTRAINTS = ["-c", "constraints.txt"]
 
 
@@ -36,17 +38,6 @@ def quickstart(session: nox.Session) -> None:
     """Set up, train a tiny model on this machine, and show what it learned."""
     install(session)
     session.run("python", "examples/quickstart/run.py", *session.posargs)
-
-
-TYPED = (
-    "miles_core",
-    "miles_algos",
-    "miles_rewards",
-    "miles_fsdp",
-    "miles_transformers",
-    "miles_loggers",
-    "miles_sglang",
-)
 
 
 @nox.session
@@ -71,7 +62,7 @@ def lint(session: nox.Session) -> None:
         tools = [line for line in Path("requirements-test.txt").read_text("utf-8").split() if line.startswith(("mypy", "ruff"))]
         session.install(*CONSTRAINTS, *tools)
     else:
-        install(session, "-r", "requirements-test.txt")
+        install(session, "-r", "requirements-test.txt", *(part for package in CLUSTER_PACKAGES for part in ("-e", package)))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     packages = [part for package in TYPED for part in ("-p", package)]

@@ -17,6 +17,7 @@ from miles_core.errors import MilesError
 from miles_core.options import Config
 from miles_core.protocols import RouterLaunch
 from miles_core.serving import EngineClient
+from miles_sglang.engine import KEY_FILE
 from miles_sglang.options import SGLangOptions
 from miles_sglang.router import SGLangRouter
 
@@ -97,7 +98,7 @@ def test_parts_of_prefill_and_decode_are_registered(route, serve):
     assert "bootstrap_port" not in second
 
 
-def test_a_key_between_router_and_engines_is_on_no_command_line(route, serve, request_of):
+def test_a_key_between_router_and_engines_is_on_no_command_line_and_stays_in_no_file(route, serve, request_of):
     served = serve(api_key="hush")
     served.engine.health(5.0)
     served.engine.pause()
@@ -105,6 +106,10 @@ def test_a_key_between_router_and_engines_is_on_no_command_line(route, serve, re
     router, _ = route(FAKE, [served.url], api_key="hush")
     assert router._listed()[served.url]["api_key"] == "hush"
     process = psutil.Process(served.engine.info()["pid"])
+    files = [Path(word.partition("=")[2] or word) for word in process.cmdline()]
+    folder = next(file for file in files if file.name == KEY_FILE).parent
+    assert folder.is_dir()
+    assert not (folder / KEY_FILE).exists()
     assert "hush" not in " ".join([*process.cmdline(), *router._process.command])
     with pytest.raises(MilesError, match=r"M443.*HTTP 401"):
         ask(served.url, request_of("a"))

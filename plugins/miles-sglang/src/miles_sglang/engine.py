@@ -28,6 +28,7 @@ from miles_sglang.transaction import WeightSync
 PauseMode = Literal["abort", "retract", "in_place"]
 TAGS = ("weights", "kv_cache")
 GRAPHS = "cuda_graph"
+KEY_FILE = "key.yaml"
 BOOTSTRAP = 63
 """Port of the bootstrap server behind the one where nodes meet; SGLang itself takes those that follow at once."""
 FLUSH_SECONDS = 30.0
@@ -98,6 +99,8 @@ class SGLangEngine:
         url = base_url(launch.host, port)
         try:
             self._process.wait(url, "/health", self._options.launch_timeout)
+            # It has been read; a process that is killed later removes nothing.
+            (self._readback.folder / KEY_FILE).unlink(missing_ok=True)
             # The first request compiles kernels, which the ones of the run need not wait for.
             left = self._options.launch_timeout - (time.monotonic() - started)
             self._process.wait(url, "/health_generate", max(left, 60.0))
@@ -149,7 +152,7 @@ class SGLangEngine:
         if not key:
             return []
         assert self._readback is not None
-        file = self._readback.folder / "key.yaml"
+        file = self._readback.folder / KEY_FILE
         file.touch(mode=0o600)
         file.write_text(f"api-key: {json.dumps(key)}\n", encoding="utf-8")
         return ["--config", str(file)]
