@@ -19,7 +19,16 @@ PACKAGES = [
 ]
 CLUSTER_PACKAGES = ["plugins/miles-megatron", "plugins/miles-sglang"]
 """Packages for machines with GPUs; their tests run without."""
-TYPED = ("miles_core", "miles_algos", "miles_rewards", "miles_fsdp", "miles_transformers", "miles_loggers", "miles_sglang")
+TYPED = (
+    "miles_core",
+    "miles_algos",
+    "miles_rewards",
+    "miles_fsdp",
+    "miles_transformers",
+    "miles_loggers",
+    "miles_megatron",
+    "miles_sglang",
+)
 """Whose types are checked."""
 CONSTRAINTS = ["-c", "constraints.txt"]
 

@@ -15,19 +15,23 @@ SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 SHAPES = [(5, 3)] * (BUNDLE + 1) + [(4,), ()]
 
 
-def made(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    return [torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(dtype) for i, shape in enumerate(SHAPES)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def test_steps_are_those_of_pytorch() -> None:
+def made(device: str) -> list[torch.Tensor]:
+    return [torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(device) for i, shape in enumerate(SHAPES)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_are_those_of_pytorch(device: str) -> None:
     """Scaled gradients of less precision, rounded copies, a parameter without a gradient, and state that either goes on from."""
-    mine, theirs = made(), made()
+    mine, theirs = made(device), made(device)
     copies = [torch.zeros_like(param, dtype=torch.bfloat16) for param in mine]
     ours = CompiledAdamW(mine, **SETTINGS)
     known = torch.optim.AdamW(theirs, **SETTINGS, fused=True)
     ours.scale = 0.25
     for number in range(5):
-        gradients = [(gradient + number).bfloat16() for gradient in made()]
+        gradients = [(gradient + number).bfloat16() for gradient in made(device)]
         taken = len(SHAPES) - (number == 2)
         pairs = list(zip(mine, gradients, strict=True))[:taken]
         ours.step(gradients=dict(pairs), rounded=dict(zip(mine, copies, strict=True)))
@@ -46,12 +50,13 @@ def test_steps_are_those_of_pytorch() -> None:
     assert ours.state[mine[-1]]["step"] == 4
 
 
-def test_gradients_of_the_parameters_and_rates_of_the_groups() -> None:
-    mine, theirs = made(), made()
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_of_the_parameters_and_rates_of_the_groups(device: str) -> None:
+    mine, theirs = made(device), made(device)
     ours = CompiledAdamW.instead_of(torch.optim.AdamW([{"params": mine[:2], "lr": 0.5}, {"params": mine[2:]}], **SETTINGS))
     known = torch.optim.AdamW([{"params": theirs[:2], "lr": 0.5}, {"params": theirs[2:]}], **SETTINGS)
     for params in (mine, theirs):
-        for param, gradient in zip(params, made(), strict=True):
+        for param, gradient in zip(params, made(device), strict=True):
             param.grad = gradient
     ours.step()
     known.step()

@@ -141,10 +141,11 @@ class PackedAttention(torch.nn.Module):
     def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         if packing.restore is None:
             q, k, v = query[:, 0], key[:, 0], value[:, 0]
-            return variable_length(q, k, v, packing.cu_seqlens, packing.max_seqlen, scale=self.scale)[:, None]
+            return variable_length(q, k, v, packing.cu_seqlens, packing.max_seqlen, scale=self.scale)[:, None]  # type: ignore[no-any-return]
         parts = []
         for gather, rows, length in packing.groups:
-            q, k, v = (x[:, 0].index_select(0, gather).unflatten(0, (rows, length)).transpose(1, 2) for x in (query, key, value))
+            picked = (x[:, 0].index_select(0, gather) for x in (query, key, value))
+            q, k, v = (x.view(rows, length, *x.shape[1:]).transpose(1, 2) for x in picked)
             parts.append(_causal(q, k, v, self.scale).transpose(1, 2).flatten(0, 1))
         padded = parts[0] if len(parts) == 1 else torch.cat(parts)
         return padded.index_select(0, packing.restore)[:, None]

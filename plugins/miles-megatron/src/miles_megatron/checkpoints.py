@@ -79,6 +79,10 @@ def _field(moments: Moments, field: str, found: Sequence[Entry], number: int) ->
     return moments.whole(field, found[number].param)
 
 
+def _put(moments: Moments, field: str, found: Sequence[Entry], number: int, tensor: torch.Tensor) -> None:
+    moments.put(field, found[number].param, tensor)
+
+
 def _copy(tensors: Sequence[torch.Tensor], found: Sequence[Entry], number: int) -> torch.Tensor:
     return tensors[number].to(found[number].param.device)
 
@@ -117,7 +121,7 @@ def load(
             found,
             targets,
             architecture,
-            lambda i, t, field=field: moments.put(field, found[i].param, t),
+            partial(_put, moments, field, found),
         )
     for name in facts["copies"]:
         _fill(directory, directory / f"copy-{name}", found, iter(copies[name]), architecture, lambda i, tensor: None)

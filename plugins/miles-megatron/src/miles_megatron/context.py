@@ -58,7 +58,7 @@ def heads_of(
 
 def tokens_of(heads: torch.Tensor, context: Context) -> torch.Tensor:
     """All heads of this rank's tokens: ``[T, B, heads / N, D]`` to ``[T / N, B, heads, D]``. Collective."""
-    sent = heads.unflatten(0, (-1, context.size)).transpose(0, 1)
+    sent = heads.unflatten(0, (-1, context.size)).transpose(0, 1)  # type: ignore[no-untyped-call]
     received = _Exchange.apply(sent, context.group)  # type: ignore[no-untyped-call]
     return received.permute(1, 2, 0, 3, 4).flatten(2, 3)  # type: ignore[no-any-return]
 

@@ -77,4 +77,4 @@ def place() -> Parallel:
 
 def is_last_stage() -> bool:
     """Whether this rank holds the end of the model."""
-    return parallel_state.get_pipeline_model_parallel_rank() == parallel_state.get_pipeline_model_parallel_world_size() - 1
+    return parallel_state.get_pipeline_model_parallel_rank() == parallel_state.get_pipeline_model_parallel_world_size() - 1  # type: ignore[no-any-return]

@@ -77,7 +77,7 @@ class Replay:
             held = experts.to(torch.int16)
             if self._policy.config.sequence_parallel:
                 held = _all(held, parallel_state.get_tensor_model_parallel_group()).flatten(0, 1)
-            held = held.unflatten(0, (-1, shape[0]))
+            held = held.unflatten(0, (-1, shape[0]))  # type: ignore[no-untyped-call]
             if context is not None:
                 held = _all(held, context.group).transpose(0, 1).flatten(0, 1)
             whole[:, :, layer] = held.transpose(0, 1)[:, : shape[1]].cpu()
@@ -105,7 +105,7 @@ class Replay:
         wanted = (batch.num_tokens, self.layers, self.top_k)
         if batch.routes.shape != wanted:
             raise wrong_shape("the routes to replay are", tuple(batch.routes.shape), wanted)
-        routes = batch.routes.to(batch.tokens.device).unflatten(0, batch.tokens.shape)
+        routes = batch.routes.to(batch.tokens.device).unflatten(0, batch.tokens.shape)  # type: ignore[no-untyped-call]
         routes = torch.nn.functional.pad(routes, (0, 0, 0, 0, 0, rows.padding), value=OWN_CHOICE)
         if self._policy.context is not None:
             routes = routes[:, self._policy.context.rank :: self._policy.context.size]
@@ -113,7 +113,7 @@ class Replay:
         if self._policy.config.sequence_parallel:
             parts = parallel_state.get_tensor_model_parallel_world_size()
             routes = routes.chunk(parts)[parallel_state.get_tensor_model_parallel_rank()]
-        return routes.contiguous()
+        return routes.contiguous()  # type: ignore[no-any-return]
 
 
 class _Layer:

@@ -87,7 +87,7 @@ def export_tensors(
             if stage == parallel_state.get_pipeline_model_parallel_rank():
                 mine = [take(i) for i in members]
             gathered = _gathered(stage, [parts[i] for i in members], mine, found[0].param.device)
-            bucket = []
+            bucket: Named = []
             for number, shares in zip(members, gathered, strict=True):
                 part = parts[number]
                 for rank, whole in enumerate(shares):
@@ -139,8 +139,8 @@ def _buckets(parts: Sequence[_Part], limit: int) -> Iterator[list[int]]:
 
 def _ranks(expert: bool) -> int:
     if not expert:
-        return parallel_state.get_tensor_model_parallel_world_size()
-    return parallel_state.get_expert_tensor_parallel_world_size() * parallel_state.get_expert_model_parallel_world_size()
+        return parallel_state.get_tensor_model_parallel_world_size()  # type: ignore[no-any-return]
+    return parallel_state.get_expert_tensor_parallel_world_size() * parallel_state.get_expert_model_parallel_world_size()  # type: ignore[no-any-return]
 
 
 def _gathered(
@@ -163,7 +163,7 @@ def _gathered(
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         group = parallel_state.get_pipeline_model_parallel_group()
         dist.broadcast(flat, src=dist.get_process_group_ranks(group)[stage], group=group)
-    pieces = flat.view(experts, sharing, -1).split(sizes, -1)
+    pieces = flat.view(experts, sharing, -1).split(sizes, -1)  # type: ignore[no-untyped-call]
     return [
         [[piece[rank, share].view(part.shape) for share in range(sharing)] for rank in range(experts)]
         for part, piece in zip(parts, pieces, strict=True)

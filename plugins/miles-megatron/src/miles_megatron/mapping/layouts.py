@@ -52,12 +52,12 @@ def _share(tensors: Tensors, name: str, dim: int, rank: int, ranks: int) -> torc
 def _qkv(tensors: Tensors, names: Sequence[str], rank: int, ranks: int, architecture: Architecture) -> torch.Tensor:
     groups = architecture.key_heads // ranks
     shares = [_share(tensors, name, 0, rank, ranks) for name in names]
-    return torch.cat([share.unflatten(0, (groups, -1)) for share in shares], 1).flatten(0, 1)
+    return torch.cat([share.unflatten(0, (groups, -1)) for share in shares], 1).flatten(0, 1)  # type: ignore[no-untyped-call]
 
 
 def _join_qkv(parts: Sequence[torch.Tensor], architecture: Architecture) -> list[torch.Tensor]:
     heads, size = architecture.heads // architecture.key_heads, architecture.head_dim
-    whole = torch.cat(list(parts)).unflatten(0, (architecture.key_heads, -1))
+    whole = torch.cat(list(parts)).unflatten(0, (architecture.key_heads, -1))  # type: ignore[no-untyped-call]
     return [each.flatten(0, 1) for each in whole.split([heads * size, size, size], 1)]
 
 
