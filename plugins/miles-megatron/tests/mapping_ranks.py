@@ -62,7 +62,7 @@ def cases(root: Path) -> dict[str, Any]:
         buckets = list(mapping.export_hf(actor.chunks, actor.architecture, BUCKET))
         names = [each for bucket in buckets for each, _ in bucket]
         folder = root / f"exported-{name.replace(' ', '-')}"
-        mapping.save_hf(actor.chunks, actor.architecture, folder, root / model)
+        mapping.save_hf(mapping.export_hf(actor.chunks, actor.architecture, BUCKET), folder, root / model)
         dist.barrier()
         found[name] = {
             "weights": same(dict(pair for bucket in buckets for pair in bucket), wanted),

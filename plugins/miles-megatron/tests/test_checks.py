@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from miles_megatron.options import MegatronOptions
 from miles_megatron.plugin import miles_backend, miles_configure
 
-from miles_core.config import ClusterOptions, CriticOptions, RolloutOptions, TrainingOptions
+from miles_core.config import ClusterOptions, CriticOptions, PluginOptions, RolloutOptions, TrainingOptions
 from miles_core.options import Config
 from miles_core.plugins.events import Configure
 
@@ -31,13 +32,14 @@ AHEAD = {**DENSE, "model_type": "mimo", "num_nextn_predict_layers": 2}
 def found(tmp_path: Path):
     """The errors of these options, for a model and a number of ranks."""
 
-    def check(model=DENSE, ranks=8, layout="thd", critics=None, **options) -> list[str]:
+    def check(model=DENSE, ranks=8, layout="thd", critics=None, estimator="grpo", **options) -> list[str]:
         (tmp_path / "config.json").write_text(json.dumps(model), encoding="utf-8")
         errors = []
         parts = (
             MegatronOptions(**options),
             RolloutOptions(hf_checkpoint=str(tmp_path)),
             ClusterOptions(actor_num_gpus_per_node=ranks),
+            PluginOptions(advantage_estimator=estimator),
             CriticOptions(critic_num_gpus_per_node=critics),
             TrainingOptions(qkv_format=layout),
         )
@@ -100,7 +102,6 @@ def test_sizes_that_fit_neither_run_nor_model(found, options, said):
         ({"train_memory_margin_bytes": -1}, "--train-memory-margin-bytes is -1"),
         ({"mtp_num_layers": 1}, "--mtp-num-layers has no effect"),
         ({"mtp_loss_scaling_factor": 0.5}, "--mtp-loss-scaling-factor has no effect"),
-        ({"megatron_to_hf_mode": "bridge"}, "--megatron-to-hf-mode bridge cannot be used"),
         ({"tensor_model_parallel_size": 2, "model": EXPERTS}, "set --sequence-parallel"),
     ],
 )
@@ -136,6 +137,40 @@ def test_multi_token_prediction_that_can(found):
     assert found(model=AHEAD) == []
     for options in ({}, {"mtp_num_layers": 1}, {"mtp_num_layers": 2, "mtp_loss_scaling_factor": 1.5}):
         assert found(model=AHEAD, enable_mtp_training=True, **options) == []
+
+
+def _installed(folder, monkeypatch, *packages):
+    """A folder in which alone Python finds packages of megatron, namely these."""
+    for package in packages:
+        (folder / "packages" / "megatron" / package).mkdir(parents=True)
+        (folder / "packages" / "megatron" / package / "__init__.py").write_text("raise ImportError('something else is missing')")
+    monkeypatch.setattr(sys, "path", [str(folder / "packages")])
+    monkeypatch.delitem(sys.modules, "megatron", raising=False)
+    importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize("packages", [(), ("core",)])
+def test_megatron_bridge_that_is_not_installed(found, tmp_path, monkeypatch, packages):
+    _installed(tmp_path, monkeypatch, *packages)
+    (error,) = found(megatron_to_hf_mode="bridge")
+    assert error.startswith("M577 miles-megatron: --megatron-to-hf-mode bridge needs megatron-bridge: it is not installed. Do: pip")
+    assert found(megatron_to_hf_mode="raw") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"estimator": "ppo"}, "does not go with a critic"),
+        ({"model_name": "qwen2"}, "does not go with --model-name qwen2"),
+        ({"model": AHEAD}, "does not go with layers of multi-token prediction"),
+    ],
+)
+def test_what_megatron_bridge_does_not_convert(found, tmp_path, monkeypatch, options, said):
+    _installed(tmp_path, monkeypatch, "core", "bridge")
+    assert found(megatron_to_hf_mode="bridge") == []
+    (error,) = found(megatron_to_hf_mode="bridge", **options)
+    assert error.startswith("M578 miles-megatron: --megatron-to-hf-mode bridge ")
+    assert said in error
 
 
 def test_models_that_are_not_built(found):

@@ -20,6 +20,7 @@ from miles_core.training.batch import MicroBatch, ModelOutputs
 from miles_megatron import checkpoints, mapping
 from miles_megatron.build import Model, build, precision, wrapped
 from miles_megatron.comparison import compare
+from miles_megatron.conversion import conversion
 from miles_megatron.copies import Copies
 from miles_megatron.mtp import MtpLoss
 from miles_megatron.optimizer import Optimizer
@@ -73,9 +74,11 @@ class MegatronBackend:
         """Build the actor, its copies and the optimizer from ``spec``.
 
         Raises:
-            UsageError: there is no GPU (M552), the checkpoint does not fit, or the model is not that of transformers (M553, M554).
+            UsageError: there is no GPU (M552), the checkpoint does not fit, the model is not that of transformers (M553, M554), or
+                what is to convert weights cannot (M577 to M579).
         """
         self._spec = spec
+        self._conversion = conversion(self._options, spec.checkpoint, value_head=spec.value_head)
         here = accelerator_of(self.device)
         here.use(self.device)
         self._reserve()
@@ -88,9 +91,9 @@ class MegatronBackend:
         self._copies = Copies(actor.chunks, on_device=self._options.disable_weights_backuper)
         sources = dict(spec.copy_sources)
         for name in spec.copies:
-            mapping.load_hf(actor.chunks, actor.architecture, sources.get(name, spec.checkpoint))
+            self._conversion.load_hf(actor.chunks, actor.architecture, sources.get(name, spec.checkpoint))
             self._copies.keep(name)
-        mapping.load_hf(actor.chunks, actor.architecture, spec.weights or spec.checkpoint)
+        self._conversion.load_hf(actor.chunks, actor.architecture, spec.weights or spec.checkpoint)
         if self._options.check_log_probs and not spec.value_head:
             compare(actor.policy, spec.weights or spec.checkpoint, actor.architecture, self.device)
         self._wrapped = wrapped(actor, self._options)
@@ -98,7 +101,7 @@ class MegatronBackend:
         self._parking["actor"] = Parking()
         for name, source in spec.models:
             model = self._models[name] = build(self._config, source, self.device, trainable=False)
-            mapping.load_hf(model.chunks, model.architecture, source)
+            self._conversion.load_hf(model.chunks, model.architecture, source)
             self._parking[name] = Parking()
             self._put_away(name)
         if self._config.get(RoutingOptions).replays and not spec.value_head:
@@ -159,7 +162,7 @@ class MegatronBackend:
         self._check_present("actor")
         self._settle()
         model = self._models["actor"]
-        for bucket in mapping.export_hf(model.chunks, model.architecture, EXPORT_BYTES):
+        for bucket in self._conversion.export_hf(model.chunks, model.architecture, EXPORT_BYTES):
             yield from bucket
 
     def copy_weights(self, source: str, target: str) -> None:
@@ -224,7 +227,8 @@ class MegatronBackend:
         self._check_present("actor")
         self._settle()
         model = self._models["actor"]
-        mapping.save_hf(model.chunks, model.architecture, directory, self._spec.checkpoint)
+        buckets = self._conversion.export_hf(model.chunks, model.architecture, EXPORT_BYTES)
+        mapping.save_hf(buckets, directory, self._spec.checkpoint)
 
     def offload(self) -> None:
         """Free the accelerator; without one there is nothing to move."""

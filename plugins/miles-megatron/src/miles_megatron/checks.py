@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miles_core.config import AlgorithmOptions, ClusterOptions, CriticOptions, RolloutOptions, TeacherOptions, TrainingOptions
+from miles_core.config import (
+    AlgorithmOptions,
+    ClusterOptions,
+    CriticOptions,
+    PluginOptions,
+    RolloutOptions,
+    TeacherOptions,
+    TrainingOptions,
+)
 from miles_core.errors import UsageError
 from miles_megatron import tensors
+from miles_megatron.architecture import MTP_LAYERS as MTP_ENTRY
 from miles_megatron.architecture import architecture
 from miles_megatron.options import MegatronOptions
 
@@ -26,6 +37,7 @@ VIRTUAL = "--num-virtual-stages-per-pipeline-rank"
 CONTEXT = "--context-parallel-size"
 EXPERT = "--expert-model-parallel-size"
 EXPERT_TENSOR = "--expert-tensor-parallel-size"
+BRIDGE = "--megatron-to-hf-mode bridge"
 MTP_TRAINING = "--enable-mtp-training"
 MTP_LAYERS = "--mtp-num-layers"
 MTP_FACTOR = "--mtp-loss-scaling-factor"
@@ -41,13 +53,16 @@ def problems(config: Config) -> Iterator[UsageError]:
     """Why the run cannot be as its options say.
 
     Sizes (M550), contradictions (M551), models that are not built (M345), checkpoints that are not the model's (M342, M343), layers
-    of multi-token prediction that are not there (M570), and their options (M571).
+    of multi-token prediction that are not there (M570), and their options (M571), weights that megatron-bridge shall convert and
+    cannot, as it is not installed (M577) or does not know the model's parts (M578).
     """
     options = config.peek(MegatronOptions)
     wrong = list(_below_one(options))
     yield from wrong
     yield from _contradictions(config, options)
     yield from _mtp(config, options)
+    if options.megatron_to_hf_mode == "bridge":
+        yield from _bridge(config, options)
     if wrong:
         return
     yield from _world(config, options)
@@ -114,9 +129,6 @@ def _contradictions(config: Config, options: MegatronOptions) -> Iterator[UsageE
     if options.recompute_num_layers is not None and options.recompute_num_layers < 1:
         why = "it is a number of layers"
         yield _contradiction(f"--recompute-num-layers is {options.recompute_num_layers}", why, "give 1 or more")
-    if options.megatron_to_hf_mode == "bridge":
-        why = "weights go by this package's tables, and a conversion by megatron-bridge is not built in"
-        yield _contradiction("--megatron-to-hf-mode bridge cannot be used", why, "leave it out, or set it to raw")
     if options.train_memory_margin_bytes < 0:
         what = f"--train-memory-margin-bytes is {options.train_memory_margin_bytes}"
         yield _contradiction(what, "it is a number of bytes", "give 0 or more")
@@ -150,6 +162,28 @@ def _mtp(config: Config, options: MegatronOptions) -> Iterator[UsageError]:
         why = f"{folder} has {there} of these layers, of which the first so many are trained"
         fix = "leave it out, or give 1" + (f" to {there}" if there > 1 else "")
         yield UsageError("M571", f"{MTP_LAYERS} is {number}", owner=OWNER, why=why, fix=fix)
+
+
+def _bridge(config: Config, options: MegatronOptions) -> Iterator[UsageError]:
+    """What keeps megatron-bridge from converting weights, as far as can be said without importing it."""
+    here = find_spec("megatron")
+    if here is None or PathFinder.find_spec("megatron.bridge", here.submodule_search_locations) is None:
+        what, fix = f"{BRIDGE} needs megatron-bridge", 'pip install "miles-megatron[bridge]", or set it to raw'
+        yield UsageError("M577", what, owner=OWNER, why="it is not installed", fix=fix)
+    if config.peek(PluginOptions).advantage_estimator == "ppo":
+        yield _not_by_bridge("a critic", "--advantage-estimator ppo trains one, and megatron-bridge does not know value heads")
+    if options.model_name is not None:
+        yield _not_by_bridge(f"--model-name {options.model_name}", "megatron-bridge goes by the config's own architecture")
+    folder = config.peek(RolloutOptions).hf_checkpoint
+    said = None if folder is None else _said(Path(folder).expanduser())
+    if said is not None and _number(said, MTP_ENTRY):
+        why = f"{folder} has some, which megatron-bridge would leave out"
+        yield _not_by_bridge("layers of multi-token prediction", why)
+
+
+def _not_by_bridge(what: str, why: str) -> UsageError:
+    fix = "leave it out, or set it to raw"
+    return UsageError("M578", f"{BRIDGE} does not go with {what}", owner=OWNER, why=why, fix=fix)
 
 
 def _world(config: Config, options: MegatronOptions) -> Iterator[UsageError]:

@@ -77,4 +77,41 @@ MEGATRON_OPTIONS: dict[str, Explanation] = {
             "trained. Do: leave it out, or give 1"
         ),
     ),
+    "M577": Explanation(
+        title="megatron-bridge is not there",
+        meaning=(
+            "`--megatron-to-hf-mode bridge` converts weights by the package megatron-bridge, which is not installed, or cannot be "
+            "imported because something that it imports is missing or of another version."
+        ),
+        remedy=(
+            'Install it with `pip install "miles-megatron[bridge]"`, in a version for the installed megatron-core and '
+            "transformers, and what it needs, such as Transformer Engine. Or set `--megatron-to-hf-mode raw`, which needs none of them."
+        ),
+        example=(
+            "M577 miles-megatron: --megatron-to-hf-mode bridge needs megatron-bridge: it is not installed. Do: pip install "
+            '"miles-megatron[bridge]", or set it to raw'
+        ),
+    ),
+    "M578": Explanation(
+        title="What megatron-bridge does not convert",
+        meaning=(
+            "`--megatron-to-hf-mode bridge` goes with a critic, with layers of multi-token prediction or with `--model-name`: "
+            "megatron-bridge knows neither this package's value heads nor its layers of multi-token prediction, and goes by the "
+            "config's own architecture."
+        ),
+        remedy="Set `--megatron-to-hf-mode raw`, or leave out what the message names.",
+        example=(
+            "M578 miles-megatron: --megatron-to-hf-mode bridge does not go with a critic: --advantage-estimator ppo trains one, "
+            "and megatron-bridge does not know value heads. Do: leave it out, or set it to raw"
+        ),
+    ),
+    "M579": Explanation(
+        title="A model that megatron-bridge does not know",
+        meaning="megatron-bridge cannot read the model's config, has no conversion of its architecture, or none of a parameter.",
+        remedy="Set `--megatron-to-hf-mode raw`, or install a version of megatron-bridge that knows the model.",
+        example=(
+            "M579 miles-megatron: megatron-bridge cannot convert models/mimo: Model architecture 'MiMoForCausalLM' is not yet "
+            "supported. Do: leave --megatron-to-hf-mode out, or set it to raw"
+        ),
+    ),
 }

@@ -15,13 +15,12 @@ from miles_megatron.mapping.layouts import LAYOUTS
 from miles_megatron.mapping.table import Entry, entries, local_experts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from miles_megatron.architecture import Architecture
 
 Named = list[tuple[str, torch.Tensor]]
-HF_EXPORT_BYTES = 1 << 29
 
 
 def export_hf(chunks: Sequence[Any], architecture: Architecture, bucket_bytes: int) -> Iterator[Named]:
@@ -33,19 +32,14 @@ def export_hf(chunks: Sequence[Any], architecture: Architecture, bucket_bytes: i
     yield from export_tensors(found, lambda number: found[number].param.detach(), architecture, bucket_bytes)
 
 
-def save_hf(
-    chunks: Sequence[Any],
-    architecture: Architecture,
-    directory: Path,
-    source: Path,
-    finish: Callable[[Path], None] | None = None,
-) -> None:
+def save_hf(buckets: Iterable[Named], directory: Path, source: Path, finish: Callable[[Path], None] | None = None) -> None:
     """Write an HF directory, whole or not at all; config and tokenizer are the source's. Collective.
 
     Args:
+        buckets: the weights, as :func:`export_hf` gives them.
         finish: see :func:`miles_core.hf.write_hf`.
     """
-    tensors = (pair for bucket in export_hf(chunks, architecture, HF_EXPORT_BYTES) for pair in bucket)
+    tensors = (pair for bucket in buckets for pair in bucket)
     write_hf(directory, source, tensors, to_host=True, finish=finish)
 
 
