@@ -36,7 +36,6 @@ TWO: dict[str, tuple[str, dict[str, Any]]] = {
     "moe TP2 SP": ("moe", SP),
     "moe EP2": ("moe", EP),
     "moe EP2 TP1 experts": ("moe", {**EP, "expert_tensor_parallel_size": 1}),
-    "mixed EP2": ("mixed", EP),
     "deep PP2 virtual": ("deep", {**PP, "virtual_stages": 2}),
     "qwen3 TP2 little padding": ("qwen3", {**TP, "make_vocab_size_divisible_by": 1}),
 }
@@ -95,6 +94,7 @@ def refusals(root: Path) -> dict[str, tuple[str, str]]:
         "family": ("mimo", {}, {}),
         "name": ("named", {}, {"model_name": "qwen3"}),
         "missing": ("missing", {}, {}),
+        "layers": ("mixed", {}, {}),
     }
     found = {}
     for name, (model, spec, options) in calls.items():

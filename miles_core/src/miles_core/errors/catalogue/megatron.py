@@ -85,7 +85,7 @@ MEGATRON_OPTIONS: dict[str, Explanation] = {
         ),
         remedy=(
             'Install it with `pip install "miles-megatron[bridge]"`, in a version for the installed megatron-core and '
-            "transformers, and what it needs, such as Transformer Engine. Or set `--megatron-to-hf-mode raw`, which needs none of them."
+            "transformers, and what it needs, such as Transformer Engine. Or set `--megatron-to-hf-mode raw`, which needs neither."
         ),
         example=(
             "M577 miles-megatron: --megatron-to-hf-mode bridge needs megatron-bridge: it is not installed. Do: pip install "
