@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -56,6 +57,8 @@ def folders(helpers, tiny, tmp_path_factory):
 def found(request, folders):
     """What each process found: see ``bridge_ranks.py``."""
     pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    if importlib.util.find_spec("megatron.bridge") is None:
+        pytest.skip("megatron-bridge is not installed")
     world, script = request.param, Path(__file__).with_name("bridge_ranks.py")
     logs = [folders / f"bridge-{world}-{rank}.log" for rank in range(world)]
     started = []
