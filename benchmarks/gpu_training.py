@@ -137,7 +137,7 @@ class Profile:
             step()
             torch.cuda.synchronize()
         rows: dict[str, list[float]] = {}
-        kernels = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA and "#" not in e.name]
+        kernels = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA and "ProfilerStep" not in e.name]
         kernels.sort(key=lambda event: event.time_range.start)
         for event in kernels:
             row = rows.setdefault(event.name, [0.0, 0])

@@ -82,28 +82,21 @@ class CompiledAdamW(torch.optim.Optimizer):
         entries = [self._entry(param) for param in params]
         steps = [entry["step"] for entry in entries]
         torch._foreach_add_(steps, 1.0)
-        factors = self._factors(group, steps)
-        bundles: dict[Any, list[list[tuple[torch.Tensor, ...]]]] = {}
-        for i, (param, entry) in enumerate(zip(params, entries, strict=True)):
-            tensors: tuple[torch.Tensor, ...] = (
-                factors[i],
-                param.detach(),
-                entry["exp_avg"],
-                entry["exp_avg_sq"],
-                gradients[param],
-            )
-            if param in rounded:
-                tensors = (*tensors, rounded[param])
-            # Alike are those that the same compiled code takes.
-            alike = bundles.setdefault(tuple((t.shape, t.stride(), t.dtype) for t in tensors), [[]])
-            if len(alike[-1]) == BUNDLE:
-                alike.append([])
-            alike[-1].append(tensors)
-        update = _compiled()
-        betas = tuple(float(beta) for beta in group["betas"])
-        for alike in bundles.values():
-            for bundle in alike:
-                update(bundle, *betas, float(group["eps"]))
+        factors = self._factors(group, steps).unbind()
+        update, betas, eps = _compiled(), tuple(float(beta) for beta in group["betas"]), float(group["eps"])
+        # Alike are those that the same compiled code takes.
+        alike: dict[Any, list[int]] = {}
+        for i, param in enumerate(params):
+            alike.setdefault((param.shape, gradients[param].dtype, param in rounded), []).append(i)
+        # The device is at work on a bundle while the next is put together.
+        for numbers in alike.values():
+            for start in range(0, len(numbers), BUNDLE):
+                bundle = []
+                for i in numbers[start : start + BUNDLE]:
+                    param, entry = params[i], entries[i]
+                    tensors = (factors[i], param.detach(), entry["exp_avg"], entry["exp_avg_sq"], gradients[param])
+                    bundle.append((*tensors, rounded[param]) if param in rounded else tensors)
+                update(bundle, *betas, eps)
 
     def _factors(self, group: Mapping[str, Any], steps: Sequence[torch.Tensor]) -> torch.Tensor:
         """What gradient, parameter, update and second moment's root are multiplied by, ``[parameters, 4]``, fp32."""

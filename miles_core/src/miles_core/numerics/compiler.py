@@ -26,10 +26,26 @@ def allow_programs() -> None:
 
 
 @functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled once for tensors of any length."""
+def compiled(function: Callable[..., Any], varying: tuple[int | None, ...]) -> Callable[..., Any]:
+    """The function, compiled once for tensors of any length, and anew for each of their other sizes.
+
+    Sizes that are known make the fastest loops: addresses are then worked out once, and not with divisions for each element.
+
+    Args:
+        function: what to compile.
+        varying: of its first arguments, the dimension that may have any length; None for none.
+    """
     allow_programs()
-    return torch.compile(function, dynamic=True)
+    run = torch.compile(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for arg, dim in zip(args, varying, strict=False):
+            if dim is not None and torch.is_tensor(arg):
+                torch._dynamo.maybe_mark_dynamic(arg, dim)
+        return run(*args, **kwargs)
+
+    return call
 
 
 def check_compiler(device: str, flag: str, owner: str) -> None:

@@ -117,7 +117,7 @@ class _Outputs(torch.autograd.Function):
         rows, wide = targets.shape[0], _wide_dtype(logits)
         log_probs = logits.new_empty(rows, dtype=wide)
         entropies = logits.new_empty(rows if entropy else 0, dtype=wide)
-        run: Any = compiled_loop(_outputs_of_rows) if compiled else _outputs_of_rows
+        run: Any = compiled_loop(_outputs_of_rows, (0, 0)) if compiled else _outputs_of_rows
         for part in _chunks(logits, chunk):
             log_probs[part], found = run(logits[part], targets[part], temperature, entropy)
             if entropy:
@@ -134,7 +134,7 @@ class _Outputs(torch.autograd.Function):
     def backward(ctx: Any, log_prob_grad: torch.Tensor, entropy_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         logits, targets, entropies = ctx.saved_tensors
         grad = torch.empty_like(logits)
-        run = compiled_loop(_fused_gradient_of_rows) if ctx.compiled else _gradient_of_rows
+        run = compiled_loop(_fused_gradient_of_rows, (0, 0, None, 0)) if ctx.compiled else _gradient_of_rows
         for part in _chunks(logits, ctx.chunk):
             of_entropy = (entropies[part], entropy_grad[part]) if ctx.entropy_grad else None
             grad[part] = run(logits[part], targets[part], ctx.temperature, log_prob_grad[part], of_entropy)

@@ -7,6 +7,7 @@ step: nothing is gathered, and no buffer is copied through on the way to a colle
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,9 @@ class Masters:
         """Take on a parameter, whose gradients then go to its master, summed in the master's precision."""
         self._pairs[name] = master, param
         if param.requires_grad:
-            param.register_post_accumulate_grad_hook(functools.partial(self._hand_over, master))  # type: ignore[no-untyped-call]
+            # A parameter that held what holds the parameters would never be freed: Python cannot see through its hooks.
+            hook = functools.partial(_hand_over, weakref.ref(self), master)
+            param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def gradient(self, name: str, weight: torch.Tensor) -> torch.Tensor | None:
         """What training found for a weight: in the master's precision, or in the parameter's where it stayed there."""
@@ -67,12 +70,14 @@ class Masters:
             param.untyped_storage().resize_(param.numel() * param.element_size())
         self.refresh()
 
-    def _hand_over(self, master: torch.Tensor, param: torch.Tensor) -> None:
-        if not self.sums:
-            return
-        assert param.grad is not None
-        if master.grad is None:
-            master.grad = param.grad.to(master.dtype)
-        else:
-            master.grad.add_(param.grad)
-        param.grad = None
+
+def _hand_over(masters: weakref.ref[Masters], master: torch.Tensor, param: torch.Tensor) -> None:
+    owner = masters()
+    if owner is None or not owner.sums:
+        return
+    assert param.grad is not None
+    if master.grad is None:
+        master.grad = param.grad.to(master.dtype)
+    else:
+        master.grad.add_(param.grad)
+    param.grad = None

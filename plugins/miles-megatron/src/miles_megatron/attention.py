@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from miles_core.numerics.varlen import variable_length
 from miles_megatron.context import Context, heads_of, tokens_of
-from miles_megatron.rotary import rotated
+from miles_megatron.models.norm import RMSNorm
+from miles_megatron.rotary import turned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +105,14 @@ class PackedAttention(torch.nn.Module):
         self.context = Context(group, group.rank(), group.size()) if group is not None and group.size() > 1 else None
         self.packings = Packings()
         self.compiled = False
+        self.norms: tuple[RMSNorm, RMSNorm] | None = None
+
+    def fuse(self, query_norm: torch.nn.Module | None, key_norm: torch.nn.Module | None) -> None:
+        """Compile the loops here, and take over the norms of queries and keys, which then read them no more."""
+        self.compiled = True
+        if isinstance(query_norm, RMSNorm) and isinstance(key_norm, RMSNorm):
+            query_norm.deferred = key_norm.deferred = True
+            self.norms = query_norm, key_norm
 
     def forward(
         self,
@@ -126,7 +135,8 @@ class PackedAttention(torch.nn.Module):
         self.packings.current = int(attention_mask)
         packing = self.packings[self.packings.current]
         angles = self.packings.angles(self.packings.current)
-        query, key = (rotated(x, angles, self.config.rotary_interleaved, fused=self.compiled) for x in (query, key))
+        interleaved = self.config.rotary_interleaved
+        query, key = turned(query, key, angles, interleaved=interleaved, norms=self.norms, fused=self.compiled)
         if self.context is not None:
             query, key, value = heads_of(query, key, value, self.context)
         attended = self._padded(query, key, value) if packing is None else self._packed(query, key, value, packing)

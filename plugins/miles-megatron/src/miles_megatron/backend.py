@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from miles_core.protocols.backend import LossCallback, ModelSpec, OutputRequest,
 from miles_core.state import HeldState, StateFiles
 from miles_core.training.batch import MicroBatch, ModelOutputs
 from miles_megatron import checkpoints, mapping
+from miles_megatron.alone import Alone, release_gradients, restore_gradients
 from miles_megatron.build import Model, build, precision, wrapped
 from miles_megatron.comparison import compare
 from miles_megatron.conversion import conversion
@@ -98,6 +99,9 @@ class MegatronBackend:
             compare(actor.policy, spec.weights or spec.checkpoint, actor.architecture, self.device)
         self._wrapped = wrapped(actor, self._options)
         self._optimizer = Optimizer(self._config, self._wrapped, spec.train_steps, self._compute)
+        for chunk in self._wrapped:
+            if isinstance(chunk, Alone):
+                release_gradients(chunk)
         self._parking["actor"] = Parking()
         for name, source in spec.models:
             model = self._models[name] = build(self._config, source, self.device, trainable=False)
@@ -238,11 +242,10 @@ class MegatronBackend:
         self._offloaded = True
         if self.device.type != "cuda":
             return
-        gradients = [buffer.grad_data for buffer in _buffers(self._wrapped)]
         weights = [param.data for param in self._models["actor"].parameters()]
         self._parking["actor"].out(weights + self._optimizer.storage())
-        for gradient in gradients:
-            gradient.untyped_storage().resize_(0)
+        for chunk in self._wrapped:
+            release_gradients(chunk)
         gc.collect()
         accelerator_of(self.device).release_cache()
 
@@ -254,10 +257,8 @@ class MegatronBackend:
         if self.device.type != "cuda":
             return
         self._parking["actor"].back()
-        for buffer in _buffers(self._wrapped):
-            storage = buffer.grad_data.untyped_storage()
-            storage.resize_(buffer.grad_data.numel() * buffer.grad_data.element_size())
-            buffer.grad_data.zero_()
+        for chunk in self._wrapped:
+            restore_gradients(chunk)
 
     def close(self) -> None:
         """Drop models and optimizer."""
@@ -296,8 +297,3 @@ class MegatronBackend:
         if margin > 0 and self.device.type == "cuda":
             whole = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(max(whole - margin, 0) / whole, self.device)
-
-
-def _buffers(chunks: Sequence[Any]) -> list[Any]:
-    """The contiguous memory of parameters and gradients."""
-    return [buffer for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]

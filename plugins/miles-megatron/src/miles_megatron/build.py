@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.models.gpt import GPTModel
@@ -22,6 +23,7 @@ from miles_core.config import TrainingOptions
 from miles_core.errors import UsageError
 from miles_core.plugins.adhoc import load_function
 from miles_megatron import models, value_head
+from miles_megatron.alone import Alone
 from miles_megatron.attention import PackedAttention
 from miles_megatron.models import mtp
 from miles_megatron.options import MegatronOptions
@@ -179,7 +181,9 @@ def shares_optimizer(options: MegatronOptions) -> bool:
 
 
 def wrapped(model: Model, options: MegatronOptions) -> list[Any]:
-    """The model's chunks, whose gradients are summed over data- and context-parallel ranks in fp32."""
+    """The model's chunks, whose gradients are summed in fp32 over data- and context-parallel ranks, if there are several."""
+    overlap = options.overlap_grad_reduce or options.overlap_param_gather
+    alone = dist.get_world_size() == 1 and options.compile and options.optimizer == "adam" and not overlap
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=shares_optimizer(options),
@@ -187,10 +191,9 @@ def wrapped(model: Model, options: MegatronOptions) -> list[Any]:
         overlap_param_gather=options.overlap_param_gather,
     )
     config = model.chunks[0].config
-    chunks = [
-        DistributedDataParallel(config, settings, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(model.chunks)
-    ]
-    config.finalize_model_grads_func = _finalize
+    kind = Alone if alone else DistributedDataParallel
+    chunks = [kind(config, settings, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(model.chunks)]
+    config.finalize_model_grads_func = None if alone else _finalize
     if options.overlap_grad_reduce:
         config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return chunks

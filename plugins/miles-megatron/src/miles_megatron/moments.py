@@ -54,7 +54,7 @@ class Moments:
         if not isinstance(part, DistributedOptimizer):
             return self._held(part, field, _main(param)).detach().float().view(param.shape)
         flat = torch.zeros(param.numel(), dtype=torch.float32, device=param.device)
-        stretch = self._stretch(part, param)
+        stretch = _stretch(part, param)
         if stretch is not None:
             main, start, stop = stretch
             flat[start:stop] = self._held(part, field, main).detach().float().view(-1)
@@ -89,7 +89,7 @@ class Moments:
         if not isinstance(part, DistributedOptimizer):
             self._held(part, field, _main(param)).copy_(tensor.view_as(param))
             return
-        stretch = self._stretch(part, param)
+        stretch = _stretch(part, param)
         if stretch is not None:
             main, start, stop = stretch
             held = self._held(part, field, main)
@@ -99,14 +99,26 @@ class Moments:
     def _held(part: Any, field: str, main: torch.Tensor) -> torch.Tensor:
         return main.data if field == MASTER else part.optimizer.state[main][field]
 
-    @staticmethod
-    def _stretch(part: Any, param: torch.nn.Parameter) -> tuple[torch.Tensor, int, int] | None:
-        """This rank's master of a parameter, and where in the flattened parameter it is."""
-        if param not in part.model_param_group_index_map:
-            return None
-        group, order = part.model_param_group_index_map[param]
-        place = part._get_model_param_range_map(param)["param"]
-        return part.optimizer.param_groups[group]["params"][order], place.start, place.end
+
+def masters(part: Any) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """What one of megatron-core's optimizers steps on a run's only rank, by the model's parameters; those of fp32 are their own,
+    perhaps flattened."""
+    found = {}
+    for param in _parameters(part):
+        if not isinstance(part, DistributedOptimizer):
+            found[param] = _main(param)
+        elif (stretch := _stretch(part, param)) is not None:
+            found[param] = stretch[0]
+    return found
+
+
+def _stretch(part: Any, param: torch.nn.Parameter) -> tuple[torch.Tensor, int, int] | None:
+    """This rank's master of a parameter, and where in the flattened parameter it is."""
+    if param not in part.model_param_group_index_map:
+        return None
+    group, order = part.model_param_group_index_map[param]
+    place = part._get_model_param_range_map(param)["param"]
+    return part.optimizer.param_groups[group]["params"][order], place.start, place.end
 
 
 def _main(param: torch.nn.Parameter) -> torch.Tensor:

@@ -12,11 +12,13 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from miles_core.config import TrainingOptions
 from miles_core.numerics.adamw import CompiledAdamW
 from miles_core.training.schedule import learning_rate
+from miles_megatron.alone import Alone
 from miles_megatron.build import shares_optimizer
+from miles_megatron.moments import masters
 from miles_megatron.options import MegatronOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from miles_core.options import Config
 
@@ -86,20 +88,45 @@ class Optimizer:
         rate = learning_rate(self._options, self._train_steps, self.finished)
         for group in self.inner.param_groups:
             group["lr"], group["weight_decay"] = rate, self._options.weight_decay
-        self.inner.prepare_grads()
-        norm = self._norm()
-        if not math.isfinite(norm):
-            return norm, rate, True
-        limit = self._options.clip_grad
-        scale = limit / (norm + 1e-6) if 0 < limit < norm else 1.0
+        if isinstance(self._chunks[0], Alone):
+            norm = self._step_alone()
+        else:
+            self.inner.prepare_grads()
+            norm = self._norm()
+            if math.isfinite(norm):
+                self._clip(norm)
+                self.inner.step_with_ready_grads()
+        skipped = not math.isfinite(norm)
+        self.finished += not skipped
+        return norm, rate, skipped
+
+    def _clip(self, norm: float) -> None:
+        scale = self._scale(norm)
         for each in self.parts:
             if isinstance(each.optimizer, CompiledAdamW):
                 each.optimizer.scale = scale
             elif scale != 1.0:
                 torch._foreach_mul_([param.grad for param in each.get_parameters() if param.grad is not None], scale)
-        self.inner.step_with_ready_grads()
-        self.finished += 1
-        return norm, rate, False
+
+    def _scale(self, norm: float) -> float:
+        limit = self._options.clip_grad
+        return limit / (norm + 1e-6) if 0 < limit < norm else 1.0
+
+    def _step_alone(self) -> float:
+        """Step from the gradients as they are, unless their norm, which is given back, is not finite; parameters are rounded to
+        as their masters are updated."""
+        found = {param: chunk.gradient(param) for chunk in self._chunks for param in chunk.params_with_grad}
+        norm = float(_square(found.values(), self._device).sqrt())
+        if math.isfinite(norm):
+            for each in self.parts:
+                pairs = [(param, main) for param, main in masters(each).items() if param in found]
+                gradients = {main: found[param].view_as(main) for param, main in pairs}
+                copies = {main: param.detach().view_as(main) for param, main in pairs if main.dtype != param.dtype}
+                each.optimizer.scale = self._scale(norm)
+                each.optimizer.step(gradients=gradients, rounded=copies)
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
+        return norm
 
     def _norm(self) -> float:
         """The 2-norm of all gradients, each counted once: fp32 within a tensor, fp64 over tensors and ranks. Collective.
@@ -112,9 +139,7 @@ class Optimizer:
             # The name changed with megatron-core 0.19.
             take = getattr(each, "get_grads_for_grad_norm", None) or each.get_main_grads_for_grad_norm
             gradients = take()
-            square = torch.zeros_like(whole)
-            if gradients:
-                square += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+            square = _square(gradients, self._device)
             dist.all_reduce(square, group=each.get_grad_stats_parallel_group())
             whole += square
         return float(whole.sqrt())
@@ -149,3 +174,14 @@ class Optimizer:
     def _state(self) -> list[torch.Tensor]:
         entries = [entry for part in self.parts for entry in part.optimizer.state.values()]
         return [value for entry in entries for value in entry.values() if torch.is_tensor(value)]
+
+
+def _square(gradients: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Of the 2-norm over tensors, in fp64; within a tensor fp32."""
+    alike: dict[torch.dtype, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        alike.setdefault(gradient.dtype, []).append(gradient)
+    square = torch.zeros((), dtype=torch.float64, device=device)
+    for each in alike.values():
+        square += torch.stack(torch._foreach_norm(each, dtype=torch.float32)).double().square().sum()
+    return square

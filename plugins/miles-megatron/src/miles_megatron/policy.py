@@ -201,10 +201,12 @@ def _prepare(chunk: Any, packings: Packings, compiled: bool) -> None:
         fix = "name it in the layers' spec"
         raise UsageError("M554", "a chunk of the model cannot compute packed rows", owner=OWNER, why=why, fix=fix)
     for attention in attentions:
-        attention.packings, attention.compiled = packings, compiled
-    for module in chunk.modules():
+        attention.packings = packings
+    for module in chunk.modules() if compiled else ():
         if isinstance(module, RMSNorm):
-            module.compiled = compiled
+            module.compiled = True
+        if isinstance(getattr(module, "core_attention", None), PackedAttention):
+            module.core_attention.fuse(getattr(module, "q_layernorm", None), getattr(module, "k_layernorm", None))
     if not isinstance(chunk.rotary_pos_emb, Positions):
         chunk.rotary_pos_emb = Positions(chunk.rotary_pos_emb)
     chunk._postprocess = _hidden_states

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from miles_core.numerics.compiler import compiled
+from miles_megatron.models.norm import RMSNorm, normalised
 
 
 class Positions(torch.nn.Module):
@@ -40,16 +41,41 @@ class Positions(torch.nn.Module):
         return torch.stack((whole.cos(), whole.sin()))[..., None, :]
 
 
-def rotated(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool, *, fused: bool = False) -> torch.Tensor:
-    """Queries or keys turned by their angles.
+def turned(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    angles: torch.Tensor,
+    *,
+    interleaved: bool,
+    norms: tuple[RMSNorm, RMSNorm] | None = None,
+    fused: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys turned by their angles.
 
     Args:
-        heads: ``[T, B, heads, D]``.
+        query, key: ``[T, B, heads, D]``.
         angles: their cosines and sines, ``[2, T, B, 1, R]``; what a head has behind its first R numbers stays as it is.
         interleaved: whether pairs are neighbours, and not halves.
+        norms: normalise queries and keys before, by these.
         fused: run by ``torch.compile``, which reads the heads once.
     """
-    return (compiled(_rotated) if fused else _rotated)(heads, angles, interleaved)  # type: ignore[no-any-return]
+    weights = (None, None, 0.0) if norms is None else (norms[0].weight, norms[1].weight, norms[0].eps)
+    run = compiled(_turned, (0, 0, 1)) if fused else _turned
+    return run(query, key, angles, interleaved, *weights)  # type: ignore[no-any-return]
+
+
+def _turned(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    angles: torch.Tensor,
+    interleaved: bool,
+    query_weight: torch.Tensor | None,
+    key_weight: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if query_weight is not None and key_weight is not None:
+        query, key = normalised(query, query_weight, eps), normalised(key, key_weight, eps)
+    return _rotated(query, angles, interleaved), _rotated(key, angles, interleaved)
 
 
 def _rotated(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> torch.Tensor:

@@ -22,9 +22,11 @@ class RMSNorm(torch.nn.Module):
 
     Attributes:
         compiled: run by ``torch.compile``, which reads the input once.
+        deferred: the input passes through; what gets it normalises it, by :func:`normalised`, on its way.
     """
 
     compiled = False
+    deferred = False
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
@@ -36,11 +38,14 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of any shape ``[..., hidden_size]``, in the dtype of ``x``."""
-        run = compiled(_normalised) if self.compiled else _normalised
+        if self.deferred:
+            return x
+        run = compiled(normalised, (0,)) if self.compiled else normalised
         return run(x, self.weight, self.eps)  # type: ignore[no-any-return]
 
 
-def _normalised(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def normalised(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``x`` by its last dimension's root mean square, times ``weight``."""
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * wide.to(x.dtype)
