@@ -179,6 +179,7 @@ def main() -> None:
                     "through miles (tokens/s)": round(own),
                     "share (%)": round(100 * own / bare, 1),
                 }
+                print(json.dumps(figures), flush=True)
                 if args.run:
                     whole = through_run(url, folder, args)
                     figures |= {"through a run (tokens/s)": round(whole), "share of a run (%)": round(100 * whole / bare, 1)}

@@ -129,6 +129,7 @@ SPLITS: dict[str, tuple[str, dict[str, Any]]] = {
     "TP2 SP": ("qwen3", SP),
     "PP2": ("qwen3", PP),
     "PP2 virtual": ("deep", {**PP, "virtual_stages": 2}),
+    "PP2 virtual compiled": ("deep", {**PP, "virtual_stages": 2, "compile": True}),
     "CP2": ("qwen3", CP),
     "EP2": ("moe", EP),
     "TP2 compiled": ("qwen3", {**TP, "compile": True}),

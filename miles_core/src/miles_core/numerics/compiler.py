@@ -26,7 +26,7 @@ def allow_programs() -> None:
 
 
 @functools.cache
-def compiled(function: Callable[..., Any], varying: tuple[int | None, ...]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], varying: tuple[int | None, ...], *, in_parts: bool = False) -> Callable[..., Any]:
     """The function, compiled once for tensors of any length, and anew for each of their other sizes.
 
     Sizes that are known make the fastest loops: addresses are then worked out once, and not with divisions for each element.
@@ -34,9 +34,10 @@ def compiled(function: Callable[..., Any], varying: tuple[int | None, ...]) -> C
     Args:
         function: what to compile.
         varying: of its first arguments, the dimension that may have any length; None for none.
+        in_parts: one loop writes all parts of what is concatenated, and reads what they share once.
     """
     allow_programs()
-    run = torch.compile(function)
+    run = torch.compile(function, options={"max_pointwise_cat_inputs": 0} if in_parts else None)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

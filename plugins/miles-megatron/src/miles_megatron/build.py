@@ -100,7 +100,6 @@ def build(config: Config, checkpoint: Path, device: torch.device, *, trainable: 
             sequence_parallel=options.sequence_parallel,
             dtype=compute,
             core_attention=PackedAttention,
-            fused=options.compile,
             **_recomputation(options),
         )
     )

@@ -20,6 +20,7 @@ from miles_core.training.logprobs import token_outputs, token_outputs_from_hidde
 from miles_megatron import value_head
 from miles_megatron.attention import PackedAttention, Packings
 from miles_megatron.context import gathered
+from miles_megatron.models import activation
 from miles_megatron.models.norm import RMSNorm
 from miles_megatron.parallel import OWNER, context_ranks
 from miles_megatron.rotary import Positions
@@ -53,6 +54,8 @@ class Policy:
         self.context = context_ranks()
         self._packings = Packings()
         self._packings.angles = self._angles
+        if compiled:
+            activation.install(self.chunks)
         for chunk in self.chunks:
             _prepare(chunk, self._packings, compiled)
         self._rows: list[Rows] = []

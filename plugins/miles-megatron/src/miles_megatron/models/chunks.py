@@ -38,7 +38,6 @@ def build_chunks(
     sequence_parallel: bool,
     dtype: torch.dtype,
     core_attention: type,
-    fused: bool = False,
     recompute_granularity: str | None = None,
     recompute_method: str | None = None,
     recompute_num_layers: int | None = None,
@@ -52,7 +51,6 @@ def build_chunks(
         sequence_parallel: tensor-parallel ranks share the tokens of norms and residuals.
         dtype: of parameters and computation.
         core_attention: module class of the attention proper.
-        fused: megatron-core's own compiled activations.
         recompute_granularity, recompute_method, recompute_num_layers, recompute_modules: as megatron-core has them.
     """
     config = TransformerConfig(
@@ -86,7 +84,7 @@ def build_chunks(
         persist_layer_norm=False,
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
-        bias_activation_fusion=fused,
+        bias_activation_fusion=False,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
         recompute_granularity=recompute_granularity,
