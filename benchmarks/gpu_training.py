@@ -86,8 +86,8 @@ def main() -> None:
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    name = "gpu_training" if device.type == "cuda" else "cpu_training"
-    record.save(f"{name}_{args.size}_{args.tokens}", figures, __doc__ or "", args.out)
+            kind = "gpu_training" if device.type == "cuda" else "cpu_training"
+            record.save(f"{kind}_{args.size}_{args.tokens}", figures, __doc__ or "", args.out)
 
 
 def half(device: torch.device) -> torch.dtype:
